@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real data sets beside the checkout, named by FLIQS_TEST_DATA."""
-    default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    default = pathlib.Path(__file__).resolve().parents[1] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("FLIQS_TEST_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}: set FLIQS_TEST_DATA")
