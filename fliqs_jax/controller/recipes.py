@@ -1,0 +1,180 @@
+"""Named controllers: the published one, and the default one for short runs.
+
+Not here: the machinery they share (`update`). A recipe only picks callables.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from fliqs_jax.controller.baselines import init_baseline, update_baseline
+from fliqs_jax.controller.policy_gradient import (
+    entropy_gradient,
+    leave_one_out_advantages,
+    reinforce_gradient,
+)
+from fliqs_jax.controller.rewards import absolute_reward
+from fliqs_jax.controller.schedules import half_cosine
+from fliqs_jax.controller.update import Controller, Judgement
+
+# options [L] -> cost / target, of a sampled policy
+CostRatio = Callable[[Int[Array, "L"]], Float[Array, ""]]
+# probabilities [L, K] -> expected cost / target, differentiable
+ExpectedCostRatio = Callable[[Float[Array, "L K"]], Float[Array, ""]]
+
+
+def published(
+    cost_ratio: CostRatio,
+    *,
+    warmup_steps: int,
+    end_step: int,
+    beta: float = 1.0,
+    learning_rate: float = 5e-3,
+    entropy_weight: float = 0.5,
+    baseline_decay: float = 0.99,
+) -> Controller:
+    r"""Builds the controller of the FLIQS authors' code: one sample a step.
+
+    .. math:: R = -loss - \beta |C(a)/C^* - 1|, \quad
+              L = -(R - b) \, mean_l \log \pi_l(a_l) + w(t) \, mean_l H(\pi_l)
+
+    The baseline b is an exponential mean that includes R, also during the warm-up.
+    Meant for large batches and 10^5 steps; in a few thousand steps the noise of the
+    batch drowns a site's share of the reward, and `default` does better.
+
+    Args:
+      cost_ratio: cost over target of a sampled policy.
+      warmup_steps: steps with a uniform policy at the start.
+      end_step: step at which the entropy weight is at its largest.
+      beta: loss that a cost error of 100 % is worth.
+      learning_rate: Adam's, on the logits.
+      entropy_weight: the half cosine's last value, in units of the loss per nat.
+      baseline_decay: d of `update_baseline`.
+
+    Returns:
+      A controller to `update` at every step.
+
+    Raises:
+      ValueError: if a number is out of range; see `half_cosine`, `absolute_reward`.
+
+    Reference:
+      Dotzel et al., FLIQS, 2024, https://arxiv.org/abs/2308.03290
+
+    Example:
+      >>> controller = published(lambda a: a.sum() / 2.0, warmup_steps=1, end_step=9)
+      >>> state = controller.init(jnp.zeros((3, 2)))
+      >>> options = controller.sample(jax.random.key(0), state)
+      >>> state, metrics = controller.update(state, options, jnp.ones(1), step=1)
+      >>> options.shape, int(state.num_updates)
+      ((1, 3), 1)
+    """
+    reward_of = functools.partial(absolute_reward, target=1.0, beta=beta)
+    reward_of(0.0, 1.0)  # a bad beta is reported here, not in the first traced step
+    weight_at = half_cosine(entropy_weight, delay=warmup_steps, total=end_step)
+
+    def judge(state, options, losses, step, average):
+        ratios = jax.vmap(cost_ratio)(options)
+        rewards = reward_of(-losses, ratios)
+        reward = average(rewards.mean())
+        baseline = update_baseline(state.memory, reward, decay=baseline_decay)
+        advantages = rewards - baseline.mean
+        gradient = average(reinforce_gradient(state.logits, options, advantages))
+        weight = weight_at(step)
+        gradient += weight * entropy_gradient(state.logits)
+        metrics = {
+            "reward": reward,
+            "advantage": average(advantages.mean()),
+            "cost_ratio": average(ratios.mean()),
+            "entropy_weight": weight,
+        }
+        return Judgement(gradient, baseline, metrics)
+
+    return Controller(
+        num_samples=1,
+        judge=judge,
+        init_memory=lambda shape: init_baseline(),
+        optimizer=optax.adam(learning_rate),
+        warmup_steps=warmup_steps,
+    )
+
+
+def default(
+    expected_cost_ratio: ExpectedCostRatio,
+    *,
+    warmup_steps: int,
+    end_step: int,
+    num_samples: int = 8,
+    beta: float = 1.0,
+    learning_rate: float = 5e-2,
+    entropy_weight: float = 0.02,
+) -> Controller:
+    r"""Builds the controller for runs of a few thousand steps.
+
+    .. math:: \nabla = \frac{1}{L} \nabla_z \Big[ E_\pi[loss] + \beta |E_\pi[C]/C^* - 1|
+              \Big] + w(t) \, \nabla_z mean_l H(\pi_l)
+
+    Two things differ from `published`. The cost is no part of the sampled reward: its
+    expectation is exact, so is its gradient. And several samples are judged on the same
+    batch, each against the mean of the others, so the batch's own noise cancels.
+
+    Args:
+      expected_cost_ratio: expected cost over target of a table of probabilities.
+      warmup_steps: steps with a uniform policy at the start.
+      end_step: step at which the entropy weight is at its largest.
+      num_samples: S >= 2, policies judged on one batch.
+      beta: loss that a cost error of 100 % is worth.
+      learning_rate: Adam's, on the logits.
+      entropy_weight: the half cosine's last value, in units of the loss per nat.
+
+    Returns:
+      A controller to `update` whenever samples were judged.
+
+    Raises:
+      ValueError: if a number is out of range.
+
+    Example:
+      >>> ratio = lambda probabilities: probabilities[:, 1].sum() / 2.0
+      >>> controller = default(ratio, warmup_steps=0, end_step=9, num_samples=2)
+      >>> state = controller.init(jnp.zeros((3, 2)))
+      >>> options = controller.sample(jax.random.key(0), state)
+      >>> state, metrics = controller.update(state, options, jnp.ones(2), step=1)
+      >>> float(metrics["cost_ratio"])
+      0.75
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    absolute_reward(0.0, 1.0, target=1.0, beta=beta)
+    weight_at = half_cosine(entropy_weight, delay=warmup_steps, total=end_step)
+
+    def penalty(logits):
+        ratio = expected_cost_ratio(jax.nn.softmax(logits))
+        return beta * jnp.abs(ratio - 1.0), ratio
+
+    def judge(state, options, losses, step, average):
+        advantages = leave_one_out_advantages(-losses)
+        gradient = average(reinforce_gradient(state.logits, options, advantages))
+        (cost, ratio), cost_gradient = jax.value_and_grad(penalty, has_aux=True)(
+            state.logits
+        )
+        weight = weight_at(step)
+        gradient += cost_gradient / state.logits.shape[0]
+        gradient += weight * entropy_gradient(state.logits)
+        metrics = {
+            "reward": average(-losses.mean()) - cost,
+            "advantage": average(jnp.abs(advantages).mean()),
+            "cost_ratio": ratio,
+            "entropy_weight": weight,
+        }
+        return Judgement(gradient, state.memory, metrics)
+
+    return Controller(
+        num_samples=num_samples,
+        judge=judge,
+        init_memory=lambda shape: (),
+        optimizer=optax.adam(learning_rate),
+        warmup_steps=warmup_steps,
+    )
