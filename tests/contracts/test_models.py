@@ -1,0 +1,156 @@
+"""What every network promises: shapes, counts, types, and which calls change state."""
+
+import functools
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fliqs_jax import models
+
+INPUTS = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar": (32, 32, 3)}
+
+# Hand counts. ResNet of n blocks a stage at width 16, on RGB: stem 432; convolutions
+# 9*16*16 * 2n, 9*16*32 + 9*32*32 * (2n-1), 9*32*64 + 9*64*64 * (2n-1); batch norm two a
+# channel; classifier 650; projections 16*32 + 2*32 and 32*64 + 2*64. ResNet-20 without
+# the projections is the published 269,722 (0.27 M).
+PARAMETERS = {
+    ("lenet300", "mnist"): 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10,
+    ("lenet5", "mnist"): 431_080,
+    ("resnet8", "cifar"): 75_290 + 2_752,
+    ("resnet20", "cifar"): 269_722 + 2_752,
+    ("resnet32", "cifar"): 464_154 + 2_752,
+    ("resnet56", "cifar"): 853_018 + 2_752,
+    # Patches 16*3*96 + 96, positions 64*96; a layer: four 96*96 + 96, 96*384 + 384,
+    # 384*96 + 96, two norms of 192; last norm 192, classifier 970.
+    ("vit_mini", "cifar"): 4_704 + 6_144 + 6 * 111_840 + 192 + 970,
+}
+
+
+@functools.cache
+def _variables(name, kind):
+    model = models.create_model(name)
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, *INPUTS[kind])))
+
+
+def _images(kind, count=4):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, *INPUTS[kind])).astype(np.float32)
+
+
+@pytest.mark.parametrize("name, kind", PARAMETERS)
+def test_parameter_count(name, kind):
+    model = models.create_model(name)
+    images = jnp.zeros((1, *INPUTS[kind]))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == PARAMETERS[name, kind]
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("name", models.model_names())
+def test_logits_have_the_stated_shape_on_every_input(name, kind):
+    model = models.create_model(name, num_classes=7)
+    images = jax.ShapeDtypeStruct((4, *INPUTS[kind]), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    logits = jax.eval_shape(model.apply, variables, images)
+    assert (logits.shape, logits.dtype) == ((4, 7), jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, "bfloat16"])
+@pytest.mark.parametrize("name", models.model_names())
+def test_parameters_and_statistics_are_float32(name, dtype):
+    model = models.create_model(name, dtype=dtype)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet8", "vit_mini"])
+def test_bfloat16_computes_in_bfloat16_near_float32(name):
+    variables, images = _variables(name, "digits"), _images("digits")
+    exact = models.create_model(name).apply(variables, images)
+    model = models.create_model(name, dtype=jnp.bfloat16)
+    assert _contraction_types(model, variables, images) == {"bfloat16"}
+    close = model.apply(variables, images)
+    # bfloat16 keeps eight bits: the largest logit may move by a few percent.
+    assert 0 < jnp.abs(close - exact).max() < 0.1 * jnp.abs(exact).max()
+
+
+def _contraction_types(model, variables, images):
+    text = jax.jit(model.apply).lower(variables, images).as_text()
+    lines = [
+        line
+        for line in text.splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert lines
+    inputs = [re.search(r": \((tensor.*)\) ->", line)[1] for line in lines]
+    names = {"bf16": "bfloat16", "f32": "float32"}
+    return {names[kind] for line in inputs for kind in re.findall(r"x(b?f\d+)>", line)}
+
+
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet8", "vit_mini"])
+def test_evaluation_of_an_example_ignores_its_neighbours(name):
+    variables, images = _variables(name, "digits"), _images("digits")
+    apply = jax.jit(functools.partial(models.create_model(name).apply, train=False))
+    together = apply(variables, images)
+    changed = apply(variables, np.concatenate([images[:1], 9 * images[1:]]))
+    np.testing.assert_allclose(changed[0], together[0], rtol=1e-4, atol=1e-5)
+    assert np.isfinite(together).all() and np.ptp(together, axis=0).min() > 0
+
+
+def test_training_updates_batch_statistics_with_momentum_one_tenth():
+    variables, images = _variables("resnet8", "digits"), _images("digits")
+    model = models.create_model("resnet8")
+    logits, updates = model.apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+    kernel = variables["params"]["Conv_0"]["kernel"]
+    convolved = jax.lax.conv_general_dilated(
+        images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    new = updates["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(new["mean"], 0.1 * convolved.mean((0, 1, 2)), atol=1e-6)
+    variance = convolved.var((0, 1, 2))
+    np.testing.assert_allclose(new["var"], 0.9 + 0.1 * variance, rtol=1e-5)
+    assert logits.shape == (4, 10)
+
+
+def test_paths_of_a_resnet_are_those_the_design_names():
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    model = models.create_model("resnet8")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    flat = flax.traverse_util.flatten_dict(params)
+    kernels = {
+        "/".join(path[:-1]): leaf.shape
+        for path, leaf in flat.items()
+        if path[-1] == "kernel"
+    }
+    assert kernels == {
+        "Conv_0": (3, 3, 3, 16),
+        "Block_0/Conv_0": (3, 3, 16, 16),
+        "Block_0/Conv_1": (3, 3, 16, 16),
+        "Block_1/Conv_0": (3, 3, 16, 32),
+        "Block_1/Conv_1": (3, 3, 32, 32),
+        "Block_1/Conv_2": (1, 1, 16, 32),
+        "Block_2/Conv_0": (3, 3, 32, 64),
+        "Block_2/Conv_1": (3, 3, 64, 64),
+        "Block_2/Conv_2": (1, 1, 32, 64),
+        "Dense_0": (64, 10),
+    }
+
+
+def test_patch_that_does_not_divide_the_image_is_refused():
+    model = models.create_model("vit_mini", patch_size=5)
+    with pytest.raises(ValueError, match="patch_size 5 does not divide .* 28 x 28"):
+        model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+
+
+def test_convolution_kernels_start_he_normal():
+    kernel = _variables("resnet8", "digits")["params"]["Block_2"]["Conv_1"]["kernel"]
+    # He normal by fan-out: variance 2 / (9 * 64); 36,864 draws fix std to 1 %.
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.02)
