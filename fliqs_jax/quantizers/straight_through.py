@@ -1,0 +1,113 @@
+"""fake_quantize: floats on a format's grid, with the straight-through gradient.
+
+The rounding itself is in `rounding`, the choice of a scale in `scales`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key, Num
+
+from fliqs_jax.formats import Format
+from fliqs_jax.quantizers.rounding import round_to_grid
+from fliqs_jax.quantizers.scales import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    _as_float32,
+    absmax,
+)
+
+
+def _check_format(fmt: Format) -> None:
+    if shape := np.shape(fmt.max_value):
+        raise ValueError(
+            f"fmt must be one format, got formats of shape {shape}: "
+            "index it (fmt[i], a traced i too) or vmap over it"
+        )
+
+
+def _against(scale: ArrayLike, x: Array) -> Float[Array, "..."]:
+    """The scale as float32 with x's number of axes, or a scalar."""
+    if isinstance(scale, int | float) and not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}")
+    scale = jnp.asarray(scale, jnp.float32)
+    padded = (1,) * (x.ndim - scale.ndim) + scale.shape
+    if len(padded) > x.ndim or any(
+        s not in (1, n) for s, n in zip(padded, x.shape, strict=True)
+    ):
+        raise ValueError(f"scale {scale.shape} does not broadcast to x {x.shape}")
+    return scale.reshape(padded) if scale.ndim else scale
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _straight_through(x, fmt, scale, key, clip_gradient):
+    random_bits = None if key is None else jax.random.bits(key, x.shape, jnp.uint32)
+    # The reciprocal is spelled out: XLA multiplies by it anyway when the scale is a
+    # constant, and jit must equal eager. A zero scale gives zeros, not NaN.
+    inverse = 1.0 / jnp.clip(scale, SMALLEST_SCALE, LARGEST_SCALE)
+    on_grid = round_to_grid(x * inverse, fmt, random_bits=random_bits) * scale
+    return jnp.where(fmt.mantissa_bits >= 23, x, on_grid)  # fp32: bit for bit
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(clip_gradient, primals, tangents):
+    x, fmt, scale, key = primals
+    x_dot = tangents[0]  # the scale's tangent is dropped: no gradient through it
+    y = _straight_through(x, fmt, scale, key, clip_gradient)
+    if not clip_gradient:
+        return y, x_dot
+    inside = (x >= fmt.min_value * scale) & (x <= fmt.max_value * scale)
+    return y, jnp.where(inside | (fmt.mantissa_bits >= 23), x_dot, 0.0)
+
+
+def fake_quantize(
+    x: Num[ArrayLike, "*S"],
+    fmt: Format,
+    *,
+    scale: Float[ArrayLike, "..."] | None = None,
+    clip_gradient: bool = True,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "*S"]:
+    r"""Rounds a tensor to the values that a format can hold, and keeps it in floats.
+
+    .. math:: \hat x = s \cdot Q(x / s), \quad
+        \partial \hat x / \partial x = [\, s v_{min} \le x \le s v_{max} \,]
+
+    Q clips to the format's range and rounds to its nearest value, ties to even. The
+    format is data: under `jit` one compilation serves every format. NaN stays NaN (its
+    gradient is zero under the mask), infinities become the largest value. fp32 returns
+    x bit for bit, with gradient 1. No gradient flows to the scale. Computed in float32,
+    where results below 2**-126 may flush to zero, as they do on CPU.
+
+    Args:
+      x: the tensor, any floating type.
+      fmt: one format (scalar fields), may be traced.
+      scale: s, positive; broadcasts against x, shape [C] for one scale a channel. None
+        is the tensor's `absmax`, which is 1 (a cast) for bf16 and fp16.
+      clip_gradient: False passes the gradient outside the range too.
+      key: a random key for stochastic rounding: to either neighbour, unbiased.
+
+    Returns:
+      The quantized tensor in x's type and shape.
+
+    Raises:
+      TypeError: if x is not of a floating type.
+      ValueError: if fmt is stacked, or if scale does not broadcast or is not positive.
+
+    Reference:
+      Bengio et al., straight-through estimator, 2013, https://arxiv.org/abs/1308.3432
+
+    Example:
+      >>> from fliqs_jax.formats import parse_format
+      >>> fake_quantize(jnp.array([0.3, 2.5, 9.0]), parse_format("int4"), scale=1.0)
+      Array([0., 2., 7.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    x32 = _as_float32(x)
+    _check_format(fmt)
+    fmt = jax.tree.map(jnp.asarray, fmt)
+    scale = absmax(x32, fmt) if scale is None else _against(scale, x32)
+    y = _straight_through(x32, fmt, scale, key, clip_gradient)
+    return y.astype(x.dtype)
