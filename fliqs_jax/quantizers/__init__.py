@@ -1,5 +1,8 @@
-"""Quantizers: tensors onto format grids, scales, learned steps and blocks."""
+"""Quantizers: tensors onto format grids; scales, learned steps, blocks and clips."""
 
+from fliqs_jax.quantizers.blocks import fake_quantize_blocks, mx_scale
+from fliqs_jax.quantizers.clips import best_clips, gaussian_clip_factors
+from fliqs_jax.quantizers.learned import init_lsq_step, lsq, pact
 from fliqs_jax.quantizers.scales import (
     EmaState,
     absmax,
@@ -16,9 +19,16 @@ __all__ = [
     "EmaState",
     "absmax",
     "absmax_bound",
+    "best_clips",
     "fake_quantize",
+    "fake_quantize_blocks",
+    "gaussian_clip_factors",
     "init_ema",
+    "init_lsq_step",
+    "lsq",
     "mse_optimal",
+    "mx_scale",
+    "pact",
     "percentile",
     "scale_of_bound",
     "update_ema",

@@ -16,11 +16,12 @@ from jaxtyping import Array, ArrayLike, Float, Num
 from fliqs_jax.formats import Format
 from fliqs_jax.quantizers.rounding import round_to_grid
 
-# A scale and its reciprocal must both be normal float32: the CPU flushes others to zero.
+# A scale and its reciprocal must be normal float32: the CPU flushes others to zero.
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
 
 
-def _as_float32(x: ArrayLike) -> Float[Array, "*S"]:
+def as_float32(x: Num[ArrayLike, "*S"]) -> Float[Array, "*S"]:
+    """Returns x as float32; an integer or complex x is a TypeError naming the cure."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -30,7 +31,7 @@ def _as_float32(x: ArrayLike) -> Float[Array, "*S"]:
     return x.astype(jnp.float32)
 
 
-def _reduced_axes(ndim: int, axis: int | Sequence[int] | None):
+def reduced_axes(ndim: int, axis: int | Sequence[int] | None):
     """Returns the axes to reduce over when those of `axis` keep a scale each."""
     if axis is None:
         return None
@@ -41,7 +42,7 @@ def _reduced_axes(ndim: int, axis: int | Sequence[int] | None):
     return tuple(a for a in range(ndim) if a not in kept)
 
 
-def scale_of_bound(bound: Float[ArrayLike, "*C"], fmt: Format) -> Float[Array, "*C"]:
+def scale_of_bound(bound: Num[ArrayLike, "*C"], fmt: Format) -> Float[Array, "*C"]:
     r"""Turns the magnitude that a format must reach into a scale.
 
     .. math:: s = bound / v_{max}
@@ -80,9 +81,9 @@ def absmax_bound(
     x: Num[ArrayLike, "*S"], *, axis: int | Sequence[int] | None = None
 ) -> Float[Array, "..."]:
     """Returns the largest finite magnitude, zero if there is none; see `absmax`."""
-    x = _as_float32(x)
+    x = as_float32(x)
     magnitude = jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0)
-    axes = _reduced_axes(x.ndim, axis)
+    axes = reduced_axes(x.ndim, axis)
     return jnp.max(magnitude, axis=axes, keepdims=axis is not None, initial=0.0)
 
 
@@ -122,7 +123,7 @@ def percentile(
     x: Num[ArrayLike, "*S"],
     fmt: Format,
     *,
-    percent: float = 99.9,
+    percent: float | int = 99.9,
     axis: int | Sequence[int] | None = None,
 ) -> Float[Array, "..."]:
     r"""Returns the scale that maps a percentile of |x| onto the largest value.
@@ -149,8 +150,8 @@ def percentile(
     """
     if not 0 < percent <= 100:
         raise ValueError(f"percent must be in (0, 100], got {percent}")
-    x = _as_float32(x)
-    axes = _reduced_axes(x.ndim, axis)
+    x = as_float32(x)
+    axes = reduced_axes(x.ndim, axis)
     if not x.size:
         return absmax(x, fmt, axis=axis)
     magnitude = jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.nan)
@@ -161,6 +162,17 @@ def percentile(
 def clip_ratios(num_candidates: int) -> Float[Array, "N"]:
     """Returns clip candidates as fractions of absmax, geometric, 1 down to 1/32."""
     return jnp.asarray(np.geomspace(1.0, 1.0 / 32.0, num_candidates), jnp.float32)
+
+
+def around_ratio(
+    ratio: Float[Array, "*C"], num_candidates: int
+) -> Float[Array, "N *C"]:
+    """Returns a ratio and candidates between its neighbours in `clip_ratios`."""
+    spacing = 32.0 ** (1.0 / (num_candidates - 1))
+    factors = spacing ** np.linspace(-1.0, 1.0, num_candidates - 1)
+    factors = np.concatenate([[1.0], factors]).astype(np.float32)  # ties: keep `ratio`
+    factors = factors.reshape((-1,) + (1,) * ratio.ndim)
+    return jnp.minimum(ratio[None] * factors, 1.0)
 
 
 def squared_error(
@@ -200,17 +212,17 @@ def mse_optimal(
 
     Example:
       >>> from fliqs_jax.formats import parse_format
-      >>> x = jnp.array([1.0] * 99 + [7.0])  # one outlier: clip it, keep the ones exact
-      >>> float(jnp.round(mse_optimal(x, parse_format("int2")), 2))
+      >>> x = jnp.array([1.0] * 99 + [7.0])  # rather the ones than the outlier
+      >>> print(f"{mse_optimal(x, parse_format('int2')):.2f}")
       1.06
     """
     if num_candidates < 2:
         raise ValueError(f"num_candidates must be at least 2, got {num_candidates}")
-    x = _as_float32(x)
-    axes = _reduced_axes(x.ndim, axis)
+    x = as_float32(x)
+    axes = reduced_axes(x.ndim, axis)
     bound = absmax_bound(x, axis=axis)
 
-    def best(ratios):  # [N, *C or N 1s] -> [*C], the ratio of least error
+    def best(ratios):  # [N, *C] -> [*C]
         def error(ratio):
             per_element = squared_error(x, fmt, scale_of_bound(bound * ratio, fmt))
             return jnp.sum(per_element, axis=axes, keepdims=axis is not None)
@@ -218,15 +230,10 @@ def mse_optimal(
         index = jnp.argmin(lax.map(error, ratios), axis=0)
         return jnp.take_along_axis(ratios, index[None], axis=0)[0]
 
-    coarse = clip_ratios(num_candidates)
-    every = jnp.broadcast_to(
-        coarse.reshape((-1,) + (1,) * bound.ndim), (num_candidates, *bound.shape)
-    )
-    around = jnp.linspace(-1.0, 1.0, num_candidates)  # powers of one coarse grid step
-    finer = (coarse[0] / coarse[1]) ** around.reshape((-1,) + (1,) * bound.ndim)
-    ratio = best(every)
-    refined = best(jnp.concatenate([ratio[None], jnp.minimum(ratio * finer, 1.0)]))
-    return scale_of_bound(bound * refined, fmt)
+    coarse = clip_ratios(num_candidates).reshape((-1,) + (1,) * bound.ndim)
+    ratio = best(jnp.broadcast_to(coarse, (num_candidates, *bound.shape)))
+    ratio = best(around_ratio(ratio, num_candidates))
+    return scale_of_bound(bound * ratio, fmt)
 
 
 class EmaState(NamedTuple):
@@ -242,7 +249,7 @@ def init_ema(shape: Sequence[int] = ()) -> EmaState:
 
 
 def update_ema(
-    state: EmaState, bound: Float[ArrayLike, "*C"], *, decay: float = 0.99
+    state: EmaState, bound: Num[ArrayLike, "*C"], *, decay: float = 0.99
 ) -> tuple[Float[Array, "*C"], EmaState]:
     r"""Updates an exponential moving average of bounds, debiased at its start.
 

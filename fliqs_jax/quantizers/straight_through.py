@@ -15,12 +15,13 @@ from fliqs_jax.quantizers.rounding import round_to_grid
 from fliqs_jax.quantizers.scales import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
-    _as_float32,
     absmax,
+    as_float32,
 )
 
 
-def _check_format(fmt: Format) -> None:
+def check_format(fmt: Format) -> None:
+    """Refuses stacked formats."""
     if shape := np.shape(fmt.max_value):
         raise ValueError(
             f"fmt must be one format, got formats of shape {shape}: "
@@ -28,17 +29,20 @@ def _check_format(fmt: Format) -> None:
         )
 
 
-def _against(scale: ArrayLike, x: Array) -> Float[Array, "..."]:
-    """The scale as float32 with x's number of axes, or a scalar."""
+def broadcastable_scale(
+    scale: Num[ArrayLike, "..."], x: Float[Array, "*S"], *, name: str = "scale"
+) -> Float[Array, "..."]:
+    """Returns a scale in float32, with x's number of axes or none; checks both."""
     if isinstance(scale, int | float) and not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}")
+        raise ValueError(f"{name} must be positive, got {scale}")
     scale = jnp.asarray(scale, jnp.float32)
+    if not scale.ndim:
+        return scale
+    # The missing leading axes, spelled out: under rank promotion "raise" too.
     padded = (1,) * (x.ndim - scale.ndim) + scale.shape
-    if len(padded) > x.ndim or any(
-        s not in (1, n) for s, n in zip(padded, x.shape, strict=True)
-    ):
-        raise ValueError(f"scale {scale.shape} does not broadcast to x {x.shape}")
-    return scale.reshape(padded) if scale.ndim else scale
+    if jnp.broadcast_shapes(padded, x.shape) != x.shape:
+        raise ValueError(f"{name} {scale.shape} does not broadcast to x {x.shape}")
+    return scale.reshape(padded)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -66,7 +70,7 @@ def fake_quantize(
     x: Num[ArrayLike, "*S"],
     fmt: Format,
     *,
-    scale: Float[ArrayLike, "..."] | None = None,
+    scale: Num[ArrayLike, "..."] | None = None,
     clip_gradient: bool = True,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "*S"]:
@@ -105,9 +109,9 @@ def fake_quantize(
       Array([0., 2., 7.], dtype=float32)
     """
     x = jnp.asarray(x)
-    x32 = _as_float32(x)
-    _check_format(fmt)
+    x32 = as_float32(x)
+    check_format(fmt)
     fmt = jax.tree.map(jnp.asarray, fmt)
-    scale = absmax(x32, fmt) if scale is None else _against(scale, x32)
+    scale = absmax(x32, fmt) if scale is None else broadcastable_scale(scale, x32)
     y = _straight_through(x32, fmt, scale, key, clip_gradient)
     return y.astype(x.dtype)
