@@ -1,0 +1,206 @@
+"""Which layer classes are sites, and how their weights and MACs are read.
+
+The built-in linen layers are rows of the same table that `register_site_type` extends.
+Finding the sites of a model is `fliqs_jax.sites`; quantizing them, `quantized_model`.
+"""
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+
+
+@typing.no_type_check  # modules and call arguments are whatever the user's layer takes
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteCall:
+    """One call of a site's layer as its own code sees it: no scan or vmap axis."""
+
+    module: nn.Module
+    args: tuple  # of the call, the input included
+    kwargs: Mapping[str, object]
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]  # of the first weight
+    output_shape: tuple[int, ...]
+
+
+def _all_but_last(call: SiteCall) -> tuple[int, ...]:
+    return tuple(range(len(call.weight_shape) - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteType:
+    """How a layer class is read as a site."""
+
+    op: str
+    weights: tuple[str, ...]  # parameters that take the site's weight format
+    macs: Callable[[SiteCall], int]  # of the whole call, batch included
+    # Axes of the weights that the layer sums over; the others are output channels.
+    contracted_axes: Callable[[SiteCall], tuple[int, ...]] = _all_but_last
+
+
+def register_site_type(
+    module_class: type,
+    *,
+    op: str,
+    macs: Callable[[SiteCall], int],
+    weights: tuple[str, ...] = ("kernel",),
+    contracted_axes: Callable[[SiteCall], tuple[int, ...]] = _all_but_last,
+) -> None:
+    """Makes a layer class, and its subclasses, sites from now on.
+
+    The class's `__call__` takes the tensor to quantize as its first argument and owns
+    the weights. A subclass that calls `super().__call__` stays one site; one that
+    computes on its own is registered on its own. The last registration of a class wins.
+    Register when the class is defined: sites found before do not change.
+
+    Args:
+      module_class: a subclass of `nn.Module`.
+      op: the site's kind, for tables and cost models ("dense", "conv", ...).
+      macs: multiply-accumulates of one call, batch included, from its shapes.
+      weights: names of the parameters that take the weight format, in the layer's own
+        scope.
+      contracted_axes: axes of the first weight that are summed over (per-channel scales
+        reduce over them); all but the last by default.
+
+    Raises:
+      TypeError: if `module_class` is no linen module class, or `weights` is a string.
+
+    Example:
+      >>> class Scale(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return x * self.param("gain", nn.initializers.ones, x.shape[-1:])
+      >>> register_site_type(Scale, op="scale", weights=("gain",),
+      ...     macs=lambda call: math.prod(call.input_shape))
+    """
+    if not (inspect.isclass(module_class) and issubclass(module_class, nn.Module)):
+        raise TypeError(
+            f"module_class must be a flax.linen Module class, got {module_class!r}"
+        )
+    if isinstance(weights, str) or not weights:
+        raise TypeError(
+            f"weights must be a tuple of parameter names, got {weights!r}: write"
+            f" ({weights!r},)"
+        )
+    global _SITE_TYPES  # a new table each time: readers never see one change
+    site_type = SiteType(
+        op=op, weights=tuple(weights), macs=macs, contracted_axes=contracted_axes
+    )
+    _SITE_TYPES = types.MappingProxyType({**_SITE_TYPES, module_class: site_type})
+
+
+def site_type_of(context: nn.module.InterceptorContext) -> SiteType | None:
+    """Returns the type of the site whose contraction this method call is, if any."""
+    if context.method_name != "__call__":
+        return None
+    for module_class in type(context.module).__mro__:
+        if site_type := _SITE_TYPES.get(module_class):
+            # A subclass's own __call__ around super().__call__ is intercepted too: only
+            # the method of the registered class itself contracts.
+            method = getattr(context.orig_method, "func", context.orig_method)
+            own = inspect.unwrap(module_class.__call__)
+            return site_type if inspect.unwrap(method) is own else None
+    return None
+
+
+def _conv_macs(call: SiteCall) -> int:
+    # The kernel is [*window, inputs of one group, outputs].
+    return math.prod(call.output_shape) * math.prod(call.weight_shape[:-1])
+
+
+def _conv_local_macs(call: SiteCall) -> int:
+    # A kernel per output position: [*positions, window * inputs, outputs].
+    return math.prod(call.output_shape) * call.weight_shape[-2]
+
+
+def _conv_transpose_macs(call: SiteCall) -> int:
+    # Every input element meets the whole window of every output channel.
+    *window, first, second = call.weight_shape
+    outputs = first if call.module.transpose_kernel else second
+    return math.prod(call.input_shape) * math.prod(window) * outputs
+
+
+def _conv_transpose_axes(call: SiteCall) -> tuple[int, ...]:
+    rank = len(call.weight_shape)
+    channel_axis = rank - 2 if call.module.transpose_kernel else rank - 1
+    return tuple(axis for axis in range(rank) if axis != channel_axis)
+
+
+def _dense_macs(call: SiteCall) -> int:
+    return math.prod(call.input_shape) * call.weight_shape[-1]
+
+
+def _dense_general_axes(call: SiteCall) -> tuple[int, ...]:
+    # The kernel is [*batch axes, *contracted axes, *features].
+    batch_dims, axis = call.module.batch_dims, call.module.axis
+    skipped = 1 if isinstance(batch_dims, int) else len(batch_dims)
+    contracted = 1 if isinstance(axis, int) else len(axis)
+    return tuple(range(skipped, skipped + contracted))
+
+
+def _dense_general_macs(call: SiteCall) -> int:
+    first_feature = max(_dense_general_axes(call)) + 1
+    return math.prod(call.input_shape) * math.prod(call.weight_shape[first_feature:])
+
+
+def _einsum_labels(call: SiteCall) -> tuple[list[str], list[str], list[str]]:
+    """Labels of input, weight and output axes; an ellipsis gets labels of its own."""
+    given = call.kwargs.get("einsum_str") or (call.args[1:2] or (None,))[0]
+    equation = (given or call.module.einsum_str).replace(" ", "")
+    inputs, output = equation.split("->")
+    terms = [*inputs.split(","), output]
+    shapes = [call.input_shape, call.weight_shape, call.output_shape]
+    return tuple(_axis_labels(*item) for item in zip(terms, shapes, strict=True))
+
+
+def _axis_labels(term: str, shape: tuple[int, ...]) -> list[str]:
+    before, ellipsis, after = term.partition("...")
+    hidden = len(shape) - len(before) - len(after) if ellipsis else 0
+    # Ellipsis axes align at their last one, as in broadcasting.
+    return [*before, *(f"...{hidden - i}" for i in range(hidden)), *after]
+
+
+def _einsum_macs(call: SiteCall) -> int:
+    inputs, weights, _ = _einsum_labels(call)
+    sizes: dict[str, int] = {}
+    for labels, shape in [(inputs, call.input_shape), (weights, call.weight_shape)]:
+        for label, size in zip(labels, shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))  # an ellipsis broadcasts
+    return math.prod(sizes.values())
+
+
+def _einsum_axes(call: SiteCall) -> tuple[int, ...]:
+    _, weights, outputs = _einsum_labels(call)
+    return tuple(i for i, label in enumerate(weights) if label not in outputs)
+
+
+_KERNEL = ("kernel",)
+_SITE_TYPES: Mapping[type, SiteType] = types.MappingProxyType(
+    {
+        nn.Conv: SiteType(op="conv", weights=_KERNEL, macs=_conv_macs),
+        nn.ConvLocal: SiteType(op="conv_local", weights=_KERNEL, macs=_conv_local_macs),
+        nn.ConvTranspose: SiteType(
+            op="conv_transpose",
+            weights=_KERNEL,
+            macs=_conv_transpose_macs,
+            contracted_axes=_conv_transpose_axes,
+        ),
+        nn.Dense: SiteType(op="dense", weights=_KERNEL, macs=_dense_macs),
+        nn.DenseGeneral: SiteType(
+            op="dense_general",
+            weights=_KERNEL,
+            macs=_dense_general_macs,
+            contracted_axes=_dense_general_axes,
+        ),
+        nn.Einsum: SiteType(
+            op="einsum",
+            weights=_KERNEL,
+            macs=_einsum_macs,
+            contracted_axes=_einsum_axes,
+        ),
+    }
+)
