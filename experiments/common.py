@@ -1,0 +1,130 @@
+"""Flags that every launcher shares, and the objects that they stand for.
+
+The only place, with the launchers themselves, where text becomes objects.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+import fliqs_jax as fq
+from fliqs_jax import costs
+from fliqs_jax.data import Dataset, load_dataset
+from fliqs_jax.train.job import JobSettings
+
+FLAGS = flags.FLAGS
+
+# What may differ when a run is continued in the same workdir: how, not what, it computes.
+VOLATILE = (
+    "workdir", "data_dir", "download", "log_every", "keep", "checkpoint_every",
+    "evaluate_every", "steps_per_call", "profile", "flagfile",
+)  # fmt: skip
+
+COSTS = {"bops": costs.site_bops, "size": costs.site_size_bits}
+
+_OURS: list[str] = []  # names of the flags defined here and by launchers
+
+
+def define(kind: str, name: str, default: Any, text: str, **keywords: Any) -> None:
+    """Defines an absl flag that belongs to a run's identity (unless volatile)."""
+    getattr(flags, f"DEFINE_{kind}")(name, default, text, **keywords)
+    _OURS.append(name)
+
+
+def define_common_flags(*, steps: int) -> None:
+    """Defines the flags that DESIGN promises for every launcher."""
+    define("string", "workdir", None, "Folder of the run; run again to resume.")
+    define("string", "dataset", "digits", "digits, or the name of a TFDS image set.")
+    define("string", "data_dir", None, "Folder of TFDS data (default: TFDS's own).")
+    define("bool", "download", False, "Download and prepare the data set if absent.")
+    define("integer", "image_size", None, "Resize images to this side, in pixels.")
+    define("string", "model", "resnet8", "Name of a model, or package.module:factory.")
+    define("list", "model_options", [], "Fields of the model: width=32,dtype=bfloat16.")
+    define("list", "formats", ["int2", "int3", "int4", "int8"], "The options.")
+    define("enum", "cost", "bops", "What the budget counts.", enum_values=[*COSTS, "latency"])
+    define("string", "device", "cpu_2_cores", "Roofline device for --cost=latency.")
+    define("float", "cost_target", 0.14, "Budget, a fraction of the reference's cost.")
+    define("string", "cost_reference", "int8", "Format of the uniform reference policy.")
+    define("integer", "steps", steps, "Training steps.")
+    define("integer", "batch_size", 128, "Examples a step, over all devices.")
+    define("integer", "seed", 0, "Seed of everything random.")
+    define("enum", "optimizer", "sgd", "Of the weights.", enum_values=["sgd", "adamw"])
+    define("float", "learning_rate", 0.1, "Largest; cosine to zero after a warm-up.")
+    define("float", "weight_decay", 5e-4, "On matrices and kernels, not on vectors.")
+    define("float", "label_smoothing", 0.0, "In [0, 1).")
+    define("float", "validation_fraction", 0.1, "Share of training images held out.")
+    define("enum", "dtype", "float32", "Of computation.", enum_values=["float32", "bfloat16"])
+    define("enum", "mapping", "shard_map", "Over devices.", enum_values=["shard_map", "pmap"])
+    define("integer", "steps_per_call", None, "Steps in one compiled call (default: 1 on CPU).")
+    define("integer", "log_every", 50, "Steps between two lines of metrics.")
+    define("integer", "evaluate_every", 1000, "Steps between validations; 0 is never.")
+    define("integer", "checkpoint_every", 500, "Steps between checkpoints.")
+    define("integer", "keep", 3, "Checkpoints kept.")
+    define("bool", "profile", False, "Trace some steps into WORKDIR/profile.")
+
+
+def identity() -> dict[str, Any]:
+    """Returns the values of the run's flags, by name."""
+    return {name: FLAGS[name].value for name in _OURS}
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """Returns name=value pairs as Python values.
+
+    Example:
+      >>> parse_options(["width=32", "rate=0.5", "pool=max"])
+      {'width': 32, 'rate': 0.5, 'pool': 'max'}
+    """
+    parsed = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"expected name=value, got {pair!r}")
+        for read in (int, float, str):
+            try:
+                parsed[name] = read(text)
+                break
+            except ValueError:
+                continue
+    return parsed
+
+
+def job_settings() -> JobSettings:
+    """Returns the job's settings from the flags of the same names."""
+    fields = {field.name for field in dataclasses.fields(JobSettings)} & set(_OURS)
+    profile = f"{FLAGS.workdir}/profile" if FLAGS.profile else None
+    return JobSettings(
+        profile_dir=profile, **{name: FLAGS[name].value for name in fields}
+    )
+
+
+def dataset() -> Dataset:
+    """Returns the data set that the flags name."""
+    return load_dataset(
+        FLAGS.dataset,
+        data_dir=FLAGS.data_dir,
+        download=FLAGS.download,
+        image_size=FLAGS.image_size,
+        validation_fraction=FLAGS.validation_fraction,
+    )
+
+
+def model(num_classes: int) -> Any:
+    """Returns the model that the flags name: one of ours, or a user's own factory."""
+    options = parse_options(FLAGS.model_options)
+    if FLAGS.dtype == "bfloat16":
+        options["dtype"] = jnp.bfloat16
+    if ":" not in FLAGS.model:
+        return fq.create_model(FLAGS.model, num_classes=num_classes, **options)
+    module_name, _, factory_name = FLAGS.model.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        factory = getattr(module, factory_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--model={FLAGS.model}: {error}") from error
+    return factory(num_classes=num_classes, **options)

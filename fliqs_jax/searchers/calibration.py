@@ -1,0 +1,92 @@
+"""Clip bounds for every site and format, refreshed from the model's own inputs.
+
+These are the switchable clip thresholds of FLIQS: one bound a site and format, chosen by
+squared error. A search keeps them in its state, so quantizing an input costs no pass
+over it for a maximum. Not here: how a bound becomes a scale (`quantized_model`).
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fliqs_jax.formats import as_unsigned, stack_formats
+from fliqs_jax.policy import SearchSpace, SiteFormats
+from fliqs_jax.quantized_model import Observations
+from fliqs_jax.quantizers import best_clips, gaussian_clip_factors
+
+
+@flax.struct.dataclass
+class Calibration:
+    """Clip bounds by site and format, and which inputs never go below zero.
+
+    L runs over sites, F over the formats of the search space.
+    """
+
+    weight_clip: Float[Array, "F"]  # in units of an output channel's root mean square
+    activation_clip: Float[Array, "L F"]  # bound of the input's magnitude
+    nonnegative: Bool[Array, "L"]  # such inputs get the unsigned integer grid
+    updates: Int[Array, ""]
+
+
+def init_calibration(space: SearchSpace) -> Calibration:
+    """Returns a calibration that has seen no data; it needs one update before use."""
+    formats = stack_formats(space.format_names)
+    num_sites = len(space.sites)
+    return Calibration(
+        weight_clip=gaussian_clip_factors(formats),
+        activation_clip=jnp.ones((num_sites, len(space.format_names)), jnp.float32),
+        nonnegative=jnp.zeros(num_sites, bool),
+        updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def update_calibration(
+    state: Calibration, space: SearchSpace, seen: Observations, *, decay: float = 0.7
+) -> Calibration:
+    r"""Moves the bounds towards the best ones for the inputs just seen.
+
+    .. math:: c_{lf} \leftarrow d \, c_{lf} + (1 - d) \arg\min_c \| Q_f(x_l; c) - x_l \|^2
+
+    The first update takes the new bounds as they are.
+
+    Args:
+      state: bounds so far.
+      space: the search space whose formats F are meant.
+      seen: samples and smallest value of each site's input, over all devices.
+      decay: d in [0, 1).
+
+    Returns:
+      The next state.
+
+    Reference:
+      FLIQS, section on switchable clipping (rebuilt: bounds by squared error).
+    """
+    formats = stack_formats(space.format_names)
+    nonnegative = seen.minimum >= 0
+
+    def one_site(samples, nonnegative):
+        return best_clips(samples, as_unsigned(formats, nonnegative))
+
+    # One site at a time: candidates x formats x samples of all sites need not be held.
+    fresh = jax.lax.map(lambda site: one_site(*site), (seen.samples, nonnegative))
+    keep = jnp.where(state.updates == 0, 0.0, decay)
+    return state.replace(
+        activation_clip=keep * state.activation_clip + (1.0 - keep) * fresh,
+        nonnegative=nonnegative,
+        updates=state.updates + 1,
+    )
+
+
+def calibrated_formats(
+    state: Calibration, space: SearchSpace, options: Int[Array, "D"]
+) -> SiteFormats:
+    """Returns the formats of `options` with their clip bounds: gathers only."""
+    formats = space.formats(options)
+    weight_index, activation_index = space.format_indices(options)
+    site = jnp.arange(len(space.sites))
+    return formats.replace(
+        activation=as_unsigned(formats.activation, state.nonnegative),
+        weight_clip=state.weight_clip[weight_index],
+        activation_clip=state.activation_clip[site, activation_index],
+    )

@@ -1,0 +1,294 @@
+"""FLIQS: one training run that finds a number format for every layer.
+
+At every step each device samples one format a decision, the network's single float copy
+of the weights is trained through those formats, and a REINFORCE controller moves its
+logits towards formats that lose little and meet the target cost. The last phase trains at
+the most probable formats within the budget, so nothing is retrained.
+
+This module is the method: state, the one-shot step, the phases. The job around it (data,
+checkpoints, logging) is `fliqs_jax.train.job`; the controller's mathematics are in
+`fliqs_jax.controller`.
+
+Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from fliqs_jax.controller import Controller, ControllerState
+from fliqs_jax.costs import CostTable, check_feasible, most_probable_within
+from fliqs_jax.policy import Policy, SearchSpace, SiteFormats
+from fliqs_jax.searchers.calibration import (
+    Calibration,
+    calibrated_formats,
+    init_calibration,
+    update_calibration,
+)
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.losses import correct, cross_entropy
+from fliqs_jax.train.mapping import AXIS
+
+
+@flax.struct.dataclass
+class SearchState:
+    """Everything a step changes; equal on all devices, saved in every checkpoint."""
+
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    params: PyTree  # the one float copy of the weights
+    model_state: PyTree  # batch statistics and other collections
+    opt_state: PyTree
+    controller: ControllerState
+    calibration: Calibration
+    fixed_options: Int[Array, "D"]  # used from the end of the search on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phases:
+    """Step numbers at which the run changes: uniform warm-up, search, fixed policy."""
+
+    warmup_end: int  # first step at which the controller learns
+    search_end: int  # first step at the fixed policy
+    steps: int
+
+    def __post_init__(self):
+        if not 0 <= self.warmup_end <= self.search_end <= self.steps or not self.steps:
+            raise ValueError(
+                "phases must satisfy 0 <= warmup_end <= search_end <= steps, got "
+                f"{self.warmup_end}, {self.search_end}, {self.steps}"
+            )
+
+    @classmethod
+    def of(
+        cls, steps: int, *, warmup_fraction: float = 0.25, final_fraction: float = 0.2
+    ) -> "Phases":
+        """Returns phases as fractions of the run."""
+        for name, value in (
+            ("warmup_fraction", warmup_fraction),
+            ("final_fraction", final_fraction),
+        ):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        return cls(
+            warmup_end=round(warmup_fraction * steps),
+            search_end=round((1.0 - final_fraction) * steps),
+            steps=steps,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Fliqs:
+    """A format search: what `fliqs_jax.train.job` runs (see its `Searcher`).
+
+    With `policy` given nothing is searched: the network trains at those formats from the
+    first step, through the same code, which is what a search is compared with.
+    """
+
+    classifier: Classifier
+    space: SearchSpace
+    costs: CostTable
+    target: float  # in the unit of `costs`
+    controller: Controller
+    phases: Phases
+    optimizer: optax.GradientTransformation
+    judge_every: int = 8  # steps between two updates of the controller
+    calibrate_every: int = 100  # steps between two updates of the clip bounds
+    label_smoothing: float = 0.0
+    within_budget: bool = True  # final policy: most probable within budget, or argmax
+    dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
+    policy: Policy | None = None
+
+    def __post_init__(self):
+        for name in ("judge_every", "calibrate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.policy is None:
+            check_feasible(self.costs, self.target)
+        elif self.phases.search_end:
+            raise ValueError(
+                "policy is given, so there is nothing to search: phases.search_end must "
+                f"be 0, got {self.phases.search_end}"
+            )
+
+    def init(self, key: Key[Array, ""], images: Array) -> SearchState:
+        """Returns the state before the first step."""
+        init_key, run_key = jax.random.split(key)
+        params, model_state = self.classifier.init(init_key, images)
+        shape = (self.space.num_decisions, self.space.num_options)
+        fixed = np.zeros(shape[0], np.int32)
+        if self.policy is not None:
+            fixed = self.space.options(self.policy)
+        return SearchState(
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+            params=params,
+            model_state=model_state,
+            opt_state=self.optimizer.init(params),
+            controller=self.controller.init(jnp.zeros(shape)),
+            calibration=init_calibration(self.space),
+            fixed_options=jnp.asarray(fixed, jnp.int32),
+        )
+
+    def formats(self, state: SearchState, options: Int[Array, "D"]) -> SiteFormats:
+        """Returns the sites' formats and scales for `options`, as arrays."""
+        if self.dynamic_scales:
+            return self.space.formats(options)
+        return calibrated_formats(state.calibration, self.space, options)
+
+    def step(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
+        """Trains weights and controller on one batch; runs per device (axis `data`).
+
+        Sample, forward, backward, weight update, reward, controller update.
+        """
+        keys = self._keys(state)
+        images = self._images(batch, keys["augment"])
+        samples = self.controller.sample(keys["options"], state.controller)
+        searching = state.step < self.phases.search_end
+        options = jnp.where(searching, samples[0], state.fixed_options)
+
+        def objective(params):
+            logits, model_state = self.classifier.train_forward(
+                params,
+                state.model_state,
+                images,
+                formats=self.formats(state, options),
+                dropout_key=keys["dropout"],
+            )
+            loss = cross_entropy(
+                logits, batch["label"], label_smoothing=self.label_smoothing
+            ).mean()
+            return loss, (model_state, correct(logits, batch["label"]).mean())
+
+        (loss, (model_state, accuracy)), gradients = jax.value_and_grad(
+            objective, has_aux=True
+        )(state.params)
+        gradients, model_state, mean_loss, accuracy = lax.pmean(
+            (gradients, model_state, loss, accuracy), AXIS
+        )
+        updates, opt_state = self.optimizer.update(
+            gradients, state.opt_state, state.params
+        )
+        controller, judged = self._judge(state, batch, images, samples, loss, keys)
+        metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
+        return (
+            state.replace(
+                step=state.step + 1,
+                params=optax.apply_updates(state.params, updates),
+                model_state=model_state,
+                opt_state=opt_state,
+                controller=controller,
+            ),
+            metrics,
+        )
+
+    def _judge(self, state, batch, images, samples, first_loss, keys):
+        """Returns the next controller state, and its metrics (NaN where none judged)."""
+
+        def loss_of(options):
+            logits, _ = self.classifier.train_forward(
+                state.params,
+                state.model_state,
+                images,
+                formats=self.formats(state, options),
+                dropout_key=keys["dropout"],  # the same mask: common noise cancels
+            )
+            return cross_entropy(
+                logits, batch["label"], label_smoothing=self.label_smoothing
+            ).mean()
+
+        def update(controller):
+            # The training pass has already judged the first sample on this batch.
+            losses = jnp.concatenate(
+                [first_loss[None], _map_samples(loss_of, samples[1:])]
+            )
+            return self.controller.update(
+                controller,
+                samples,
+                losses,
+                state.step,
+                average=functools.partial(lax.pmean, axis_name=AXIS),
+            )
+
+        def skip(controller):
+            _, metrics = jax.eval_shape(update, controller)
+            return controller, jax.tree.map(
+                lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), metrics
+            )
+
+        due = self._judges_at(state.step)
+        return lax.cond(due, update, skip, state.controller)
+
+    def _judges_at(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        # A single sample costs no forward pass of its own, so its baseline can follow
+        # the warm-up, as published; several would cost passes that teach nothing.
+        start = 0 if self.controller.num_samples == 1 else self.phases.warmup_end
+        within = (step >= start) & (step < self.phases.search_end)
+        return within & ((step - start) % self.judge_every == 0)
+
+    def calibrate(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
+        """Moves the clip bounds towards what this batch asks for; runs per device."""
+        keys = self._keys(state)
+        sampled = self.controller.sample(keys["options"], state.controller)[0]
+        searching = state.step < self.phases.search_end
+        seen = self.classifier.observe(
+            state.params,
+            state.model_state,
+            self._images(batch, keys["augment"]),
+            formats=self.formats(
+                state, jnp.where(searching, sampled, state.fixed_options)
+            ),
+            dropout_key=keys["dropout"],
+        )
+        seen = seen.replace(minimum=lax.pmin(seen.minimum, AXIS))
+        calibration = update_calibration(state.calibration, self.space, seen)
+        # Each device saw its share of the batch: the bound is the mean of theirs.
+        clip = lax.pmean(calibration.activation_clip, AXIS)
+        return state.replace(calibration=calibration.replace(activation_clip=clip)), {}
+
+    def fix_policy(self, state: SearchState) -> SearchState:
+        """Ends the search: the most probable policy is trained from here on (host)."""
+        if self.policy is not None:
+            return state
+        log_probabilities = np.asarray(jax.nn.log_softmax(state.controller.logits))
+        if self.within_budget:
+            options = most_probable_within(log_probabilities, self.costs, self.target)
+        else:
+            options = log_probabilities.argmax(axis=1)
+        fixed = jax.device_put(np.asarray(options, np.int32), state.step.sharding)
+        return state.replace(fixed_options=fixed)
+
+    def _keys(self, state: SearchState) -> dict[str, Key[Array, ""]]:
+        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(key, lax.axis_index(AXIS))
+        names = ("options", "augment", "dropout")
+        return dict(zip(names, jax.random.split(key, len(names)), strict=True))
+
+    def _images(self, batch: dict, key: Key[Array, ""]) -> Float[Array, "B H W C"]:
+        images = batch["image"]
+        if self.classifier.augment is not None:
+            images = self.classifier.augment(key, images)
+        return self.classifier.normalise(images)
+
+
+def _map_samples(
+    loss_of: Callable[[Int[Array, "D"]], Float[Array, ""]], samples: Int[Array, "N D"]
+) -> Float[Array, "N"]:
+    """Returns the loss of each sample: unrolled on CPU, a loop elsewhere.
+
+    A convolution inside a loop is 20 to 35 times slower on CPU; elsewhere a loop keeps
+    one candidate's activations in memory and one copy of the network in the program.
+    """
+    if not len(samples):
+        return jnp.zeros(0)
+    if jax.default_backend() == "cpu":
+        return jnp.stack([loss_of(options) for options in samples])
+    return lax.map(loss_of, samples)

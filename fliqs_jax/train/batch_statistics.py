@@ -1,0 +1,77 @@
+"""Recomputes batch-norm running statistics for a policy, without touching weights.
+
+Running averages lag behind low-bit training, and belong to whatever policies were
+sampled lately; every evaluation starts with fresh ones.
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+# (model_state, images) -> model_state after one forward pass in training mode.
+UpdateStatistics = Callable[[PyTree, PyTree], PyTree]
+
+
+def recalibrate(
+    update: UpdateStatistics, model_state: PyTree, batches: Iterable[PyTree]
+) -> PyTree:
+    r"""Returns the model state with statistics averaged over `batches`, equally weighted.
+
+    A running average is updated as s' = m s + (1 - m) b. The momentum m is the module's
+    own business, so it is read off two passes over the first batch, from s = 0 and
+    s = 1: m = s'(1) - s'(0). Every further batch then gives b = s'(0) / (1 - m).
+
+    .. math:: s = \frac{1}{N} \sum_{n=1}^{N} \frac{s'_n(0)}{1 - m}
+
+    Args:
+      update: one forward pass in training mode, jitted by the caller.
+      model_state: collections that `update` changes; floats that it leaves alone (m = 1)
+        and leaves that are not floats are returned as they were.
+      batches: what `update` takes, one after the other.
+
+    Returns:
+      A tree like `model_state`.
+
+    Raises:
+      ValueError: if `batches` is empty and there is a state to recompute.
+
+    Example:
+      >>> ema = lambda s, x: {"mean": 0.9 * s["mean"] + 0.1 * x}
+      >>> batches = [jnp.array(1.0), jnp.array(3.0)]
+      >>> float(recalibrate(ema, {"mean": jnp.array(7.0)}, batches)["mean"].round(5))
+      2.0
+    """
+    if not jax.tree.leaves(model_state):
+        return model_state
+    zeros, ones = (_filled(model_state, value) for value in (0.0, 1.0))
+    momentum, total, count = None, None, 0
+    for batch in batches:
+        from_zero = update(zeros, batch)
+        if momentum is None:
+            momentum = jax.tree.map(jnp.subtract, update(ones, batch), from_zero)
+            total = from_zero
+        else:
+            total = jax.tree.map(jnp.add, total, from_zero)
+        count += 1
+    if not count:
+        raise ValueError("batches must hold at least one batch, got none")
+
+    def average(old, total, momentum):
+        if not _is_statistic(old):
+            return old
+        mean = total / (count * jnp.where(momentum < 1, 1 - momentum, 1))
+        return jnp.where(momentum < 1, mean, old).astype(old.dtype)
+
+    return jax.tree.map(average, model_state, total, momentum)
+
+
+def _is_statistic(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _filled(tree: PyTree, value: float) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, value) if _is_statistic(leaf) else leaf, tree
+    )

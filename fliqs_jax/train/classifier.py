@@ -1,0 +1,109 @@
+"""An image classifier as training sees it: uint8 images in, logits and state out.
+
+Joins a quantized Flax model with input normalisation and finds out how the model is told
+that it is training. Knows nothing of losses or of search.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.quantized_model import QuantizedModel
+
+# Names under which models take "this is training", with the value that says so.
+_TRAINING_ARGUMENTS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+
+def training_arguments(model: Any, train: bool) -> dict[str, bool]:
+    """Returns the keyword that switches `model.__call__` to training or evaluation.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> class Net(nn.Module):
+      ...     def __call__(self, x, deterministic=True): ...
+      >>> training_arguments(Net(), train=True)
+      {'deterministic': False}
+    """
+    accepted = inspect.signature(type(model).__call__).parameters
+    return {
+        name: when_training if train else not when_training
+        for name, when_training in _TRAINING_ARGUMENTS.items()
+        if name in accepted
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model with its quantization and its input statistics; holds no variables.
+
+    Model state means every collection but `params` (batch statistics, mostly).
+    """
+
+    quantized: QuantizedModel
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    std: tuple[float, ...]
+    augment: Callable[[Array, Array], Array] | None = None  # (key, images) -> images
+
+    def init(self, key: Array, images: Array) -> tuple[PyTree, PyTree]:
+        """Returns freshly initialised (params, model state)."""
+        variables = self.quantized.init(
+            {"params": key, "dropout": jax.random.fold_in(key, 1)},
+            self.normalise(images),
+            **training_arguments(self.quantized.model, train=False),
+        )
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        return variables["params"], state
+
+    def normalise(self, images: Array) -> Float[Array, "B H W C"]:
+        """Returns float32 images with zero mean and unit variance per channel."""
+        scale = 1.0 / (255.0 * jnp.asarray(self.std, jnp.float32))
+        shift = jnp.asarray(self.mean, jnp.float32) / jnp.asarray(self.std, jnp.float32)
+        expand = (None,) * (images.ndim - 1)
+        return images.astype(jnp.float32) * scale[expand] - shift[expand]
+
+    def train_forward(
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        images: Array,
+        *,
+        formats: SiteFormats | Policy | None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "B C"], PyTree]:
+        """Returns logits in training mode and the updated model state."""
+        return self.quantized.apply(
+            {"params": params, **model_state},
+            images,
+            policy=formats,
+            mutable=list(model_state),
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+            **training_arguments(self.quantized.model, train=True),
+        )
+
+    def predict(
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        images: Array,
+        *,
+        formats: SiteFormats | Policy | None,
+    ) -> Float[Array, "B C"]:
+        """Returns logits of raw uint8 images in evaluation mode."""
+        return self.quantized.apply(
+            {"params": params, **model_state},
+            self.normalise(images),
+            policy=formats,
+            **training_arguments(self.quantized.model, train=False),
+        )

@@ -1,0 +1,216 @@
+"""The training job around a searcher: data, devices, checkpoints, logs, resume.
+
+A searcher says what a step does and what happens between steps; the job feeds it, saves
+it and continues it where it stopped. Nothing here knows how a search decides.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from fliqs_jax.data import BatchSource, Dataset, batches
+from fliqs_jax.policy import SiteFormats
+from fliqs_jax.train.checkpoints import Checkpoints
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.journal import Journal, Timer
+from fliqs_jax.train.loop import Dispatcher, segments
+from fliqs_jax.train.mapping import (
+    MAPPINGS,
+    Step,
+    check_batch_size,
+    replicate,
+    shard_batch,
+)
+from fliqs_jax.train.metrics import MetricsWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Work between steps: `run(state, batch)` before each of `steps`."""
+
+    steps: frozenset[int]
+    run: Callable[[PyTree, PyTree], PyTree]
+
+
+class Searcher(Protocol):
+    """What a method gives to the job. States are pytrees of arrays with a `step`."""
+
+    classifier: Classifier
+
+    def init(self, key: Array, images: Array) -> PyTree:
+        """Returns the state before step 0."""
+
+    def step(self, state: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        """Takes one training step on one device; metrics hold a scalar `loss`."""
+
+    def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
+        """Returns the work between steps; `compile` maps a step over the devices."""
+
+    def current_formats(self, state: PyTree) -> SiteFormats:
+        """Returns the formats that an evaluation at this moment should use."""
+
+    def progress(self, state: PyTree) -> dict[str, Any]:
+        """Returns what to log of the state: scalars, and lists for the report."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How a job runs; nothing here changes what is searched, but `seed`, `steps` and
+    `batch_size`."""
+
+    steps: int
+    batch_size: int = 128
+    seed: int = 0
+    mapping: str = "shard_map"
+    steps_per_call: int | None = None  # None: 1 on CPU, up to 20 elsewhere
+    log_every: int = 50  # steps
+    evaluate_every: int = 1000  # steps, on the validation split; 0 is never
+    checkpoint_every: int = 500  # steps
+    keep: int = 3  # checkpoints
+    recalibration_batches: int = 20  # for batch statistics, before every evaluation
+    profile_dir: str | None = None  # trace of a few steps, for TensorBoard
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("evaluate_every", "recalibration_batches"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.mapping not in MAPPINGS:
+            raise ValueError(
+                f"mapping must be one of {', '.join(MAPPINGS)}, got {self.mapping!r}"
+            )
+
+
+def run_job(
+    searcher: Searcher,
+    dataset: Dataset,
+    settings: JobSettings,
+    *,
+    workdir: str,
+    mesh: Mesh,
+    say: Callable[[str], None] = print,
+) -> tuple[PyTree, Evaluator, dict[str, Any]]:
+    """Trains to the end, from the last checkpoint where the workdir has one.
+
+    Args:
+      searcher: the method.
+      dataset: train and validation splits are used; the test split is not touched.
+      settings: how to run.
+      workdir: holds `checkpoints/` and `metrics.jsonl`; already claimed by this run.
+      mesh: the devices.
+      say: receives the few lines that a person wants to read.
+
+    Returns:
+      The last state (with statistics recalibrated for its formats; also the last
+      checkpoint), the evaluator, and facts for the summary: `seconds` of training over
+      all sessions, and `compile_count`, the programs compiled for the step in this one.
+
+    Raises:
+      TrainingDiverged: if the loss became NaN or infinite.
+    """
+    check_batch_size(settings.batch_size, mesh)
+    source = batches(dataset.train, batch_size=settings.batch_size, seed=settings.seed)
+    key = jax.random.key(settings.seed)
+    state = replicate(searcher.init(key, source.batch(0)["image"][:1]), mesh)
+    dispatch = Dispatcher(
+        searcher.step,
+        mesh,
+        mapping=settings.mapping,
+        steps_per_call=settings.steps_per_call or _steps_per_call(settings.mapping),
+    )
+    hooks = searcher.hooks(
+        settings.steps, functools.partial(MAPPINGS[settings.mapping], mesh=mesh)
+    )
+    evaluator = Evaluator(
+        searcher.classifier,
+        dataset,
+        batch_size=settings.batch_size,
+        recalibration_batches=settings.recalibration_batches,
+    )
+    timer = Timer()
+
+    checkpoints = Checkpoints(
+        f"{workdir}/checkpoints", keep=settings.keep, every=settings.checkpoint_every
+    )
+    with checkpoints:
+        start = 0
+        restored = checkpoints.restore(_saved(state, 0.0))
+        if restored is not None:
+            start, saved = restored
+            state, timer.before = saved["state"], float(saved["seconds"])
+            say(f"resumed at step {start} of {settings.steps}")
+        with MetricsWriter(workdir, resume_step=start) as writer:
+            journal = Journal(searcher.progress, writer, steps=settings.steps)
+            cuts = list(segments(start, settings.steps, _events(hooks, settings)))
+            traced = cuts[min(1, len(cuts) - 1)] if cuts else None  # past compilation
+            for begin, end in cuts:
+                state = _run_hooks(hooks, begin, state, source, mesh)
+                with _profile(settings.profile_dir, active=(begin, end) == traced):
+                    state, metrics = dispatch(state, source, begin, end)
+                journal.add(metrics)
+                if end % settings.log_every == 0 or end == settings.steps:
+                    journal.write(end, state, timer)
+                every = settings.evaluate_every
+                if every and end % every == 0 and end < settings.steps:
+                    formats = searcher.current_formats(state)
+                    fresh = evaluator.recalibrated(state, formats)
+                    journal.evaluation(end, evaluator.validate(fresh, formats))
+                if end < settings.steps:
+                    checkpoints.maybe_save(end, _saved(state, timer.total()))
+            if start < settings.steps:
+                state = _run_hooks(hooks, settings.steps, state, source, mesh)
+                formats = searcher.current_formats(state)
+                state = evaluator.recalibrated(state, formats)
+                journal.evaluation(settings.steps, evaluator.validate(state, formats))
+                checkpoints.save(settings.steps, _saved(state, timer.total()))
+        checkpoints.wait()
+    return state, evaluator, {
+        "seconds": timer.total(),
+        "compile_count": dispatch.compile_count,
+    }
+
+
+def _saved(state: PyTree, seconds: float) -> dict[str, PyTree]:
+    return {"state": state, "seconds": np.float64(seconds)}
+
+
+def _steps_per_call(mapping: str) -> int:
+    # Convolutions inside lax.scan are 20 to 35 times slower on CPU.
+    return 1 if jax.default_backend() == "cpu" or mapping == "pmap" else 20
+
+
+def _events(hooks: list[Hook], settings: JobSettings) -> set[int]:
+    """Steps at which the host has something to do."""
+    periods = {settings.log_every, settings.checkpoint_every, settings.evaluate_every}
+    regular = {
+        step for period in periods - {0} for step in range(0, settings.steps, period)
+    }
+    return regular.union(*(hook.steps for hook in hooks))
+
+
+def _run_hooks(
+    hooks: list[Hook], step: int, state: PyTree, source: BatchSource, mesh: Mesh
+) -> PyTree:
+    for hook in hooks:
+        if step in hook.steps:
+            state = hook.run(state, shard_batch(source.batch(step), mesh))
+    return state
+
+
+@contextlib.contextmanager
+def _profile(directory: str | None, *, active: bool) -> Iterator[None]:
+    if directory is None or not active:
+        yield
+        return
+    with jax.profiler.trace(directory):
+        yield

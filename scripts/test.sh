@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The one check command, also CI's: style, import layers, tests. Arguments go to pytest,
+# for example: bash scripts/test.sh --slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+prepare_environment "[test]"
+ruff check .
+ruff format --check .
+lint-imports
+python -m pytest -q "$@"
