@@ -1,0 +1,207 @@
+"""The folder of one run: whose it is, who writes it now, and JSON files in it.
+
+A folder belongs to one configuration, so that no run picks up what another one left. It
+is not a registry of runs, and it does not know what the files in it mean.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+_CONFIG = "config.json"
+_LOCK = ".lock"  # hidden files do not count when a folder is judged to be empty
+
+
+@contextlib.contextmanager
+def open_workdir(
+    path: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    volatile: tuple[str, ...] = ("steps_per_call",),
+) -> Iterator[pathlib.Path]:
+    """Yields the folder of a run, made or found again, and keeps other writers out.
+
+    A new folder gets `config` as ``config.json``. A folder with one is resumed: its
+    values must be those of `config`, but for volatile ones, which are rewritten. Inside
+    the ``with`` block the folder is locked; the lock ends with the process, however it
+    ends. On several hosts only the first process writes and locks.
+
+    Args:
+      path: the folder; parents are made too.
+      config: settings of the run by name, of what `write_json` takes.
+      volatile: names whose values may change when a run is resumed, since they do not
+        change its result.
+
+    Raises:
+      ValueError: if the folder is of a run with other settings, holds files of
+        something else, or another process is writing it.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as parent:
+      ...     with open_workdir(parent + "/run", {"seed": 0}) as workdir:
+      ...         read_json(workdir / "config.json")
+      {'seed': 0}
+    """
+    import jax
+
+    folder = pathlib.Path(path).absolute()
+    if jax.process_index() != 0:
+        yield folder
+        return
+    config = _plain(config, "config")
+    _check_owner(folder, config, volatile)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _check_owner(folder, config, volatile)  # nobody else can change it from here on
+        file = folder / _CONFIG
+        if not file.exists() or read_json(file) != config:
+            write_json(file, config)
+        yield folder
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file that a reader sees whole: the old content or the new.
+
+    Args:
+      path: the file; its folder must exist.
+      value: numbers, text, None, paths, arrays (as nested lists), lists, tuples and
+        mappings of them. NaN and infinity are written as null, which JSON can hold.
+
+    Raises:
+      ValueError: if a value is of another type; it names the place.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_json(f"{folder}/a", {"loss": np.float32(0.1), "cost": math.inf})
+      ...     read_json(f"{folder}/a")
+      {'loss': 0.1, 'cost': None}
+    """
+    path = pathlib.Path(path)
+    replace_text(path, json.dumps(_plain(value, path.name), indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns what a JSON file holds; ValueError names a file that is not JSON."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error}): remove it") from error
+
+
+def to_json_line(value: Any) -> str:
+    """Returns the value as JSON on one line, by the rules of `write_json`."""
+    return json.dumps(_plain(value, "value"))
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Replaces a file's content in one step, even if killed or unplugged meanwhile.
+
+    Args:
+      path: the file, old or new; its folder must exist.
+      text: the new content, written as UTF-8.
+    """
+    # In the same folder, since a rename between file systems is a copy.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_owner(
+    folder: pathlib.Path, config: Mapping[str, Any], volatile: tuple[str, ...]
+) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"workdir {folder} is a file: choose a folder")
+    file = folder / _CONFIG
+    if not file.exists():
+        found = sorted(x.name for x in folder.iterdir() if x.name[0] != ".")
+        if found:
+            raise ValueError(
+                f"workdir {folder} is not of a fliqs_jax run: it has no {_CONFIG}, but "
+                f"{len(found)} other entries, such as {found[0]!r}; choose an empty or "
+                "a new folder"
+            )
+        return
+    old = read_json(file)
+    if not isinstance(old, dict):
+        raise ValueError(f"{file} does not hold the settings of a run: remove it")
+    absent = "(absent)"
+    lines = [
+        f"  {name}: {json.dumps(old[name]) if name in old else absent} there, "
+        f"{json.dumps(config[name]) if name in config else absent} now"
+        for name in sorted(old.keys() | config.keys())
+        if name not in volatile
+        and (name in old, old.get(name)) != (name in config, config.get(name))
+    ]
+    if lines:
+        raise ValueError(
+            f"workdir {folder} belongs to a run with other settings; choose another "
+            "--workdir, or run again with the values there:\n" + "\n".join(lines)
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    # flock, not lockf: a second open by this same process must be refused too.
+    with open(folder / _LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ValueError(
+                f"workdir {folder} is being written by process {owner}: wait for it, "
+                "stop it, or choose another --workdir"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            warnings.warn(
+                f"workdir {folder} cannot be locked ({error.strerror}): make sure that "
+                "no other process writes it",
+                stacklevel=2,
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _plain(value: Any, place: str) -> Any:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(x, f"{place}.{key}") for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(x, f"{place}[{i}]") for i, x in enumerate(value)]
+    array = np.asarray(value) if hasattr(value, "__array__") else None
+    if array is None or array.dtype == object:
+        raise ValueError(
+            f"{place} is {value!r}, a {type(value).__name__}: JSON files hold numbers, "
+            "text, None, arrays, lists and mappings"
+        )
+    if array.dtype.kind not in "biuUf":  # bfloat16 and its kin are of kind V
+        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize < 8:
+        # The shortest text that gives the same float32: 0.1, not 0.10000000149011612.
+        array = array.astype("U32").astype(np.float64)
+    return _plain(array.tolist(), place)
