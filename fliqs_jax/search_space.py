@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Int
+from jaxtyping import Array, ArrayLike, Int
 
 from fliqs_jax.formats import stack_formats, unsigned_name
 from fliqs_jax.policy import Policy, SiteFormats
@@ -146,13 +146,31 @@ class SearchSpace:
         Raises:
           ValueError: if the shape is not [L].
         """
+        weight, activation = self.format_indices(options)
+        return SiteFormats(self._formats[weight], self._formats[activation])
+
+    def format_indices(
+        self, options: Int[ArrayLike, "L"]
+    ) -> tuple[Int[Array, "S"], Int[Array, "S"]]:
+        """Returns each site's weight and activation formats as indices; traced or not.
+
+        Args:
+          options: option index of each decision. Shape [L].
+
+        Returns:
+          For each of the S sites an index into `format_names`, of the weights' format
+          and of the input's.
+
+        Raises:
+          ValueError: if the shape is not [L].
+        """
         options = jnp.asarray(options)
         if options.shape != (self.num_decisions,):
             raise ValueError(self._shape_error(options.shape))
         options = jnp.clip(options, 0, self.num_options - 1)
         weight = _gather(options, self.weight_decision, self.weight_fixed)
         activation = _gather(options, self.activation_decision, self.activation_fixed)
-        return SiteFormats(self._formats[weight], self._formats[activation])
+        return weight, activation
 
     def policy(self, options: ArrayLike | Sequence) -> Policy:
         """Returns the policy of concrete options.
