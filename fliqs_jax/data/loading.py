@@ -1,0 +1,163 @@
+"""load_dataset: from a name to three splits that share no example.
+
+Decides which split of a TFDS set plays which part; reading is in tfds_source.py.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from fliqs_jax.data.cache import cached_arrays, default_cache_dir
+from fliqs_jax.data.dataset import Dataset, Examples, Split, channel_statistics
+from fliqs_jax.data.decoding import decode_all, resize_image
+from fliqs_jax.data.splitting import TEST_KEY, VALIDATION_KEY, hold_out
+from fliqs_jax.data.streaming import StreamedSplit
+from fliqs_jax.data.tfds_source import TfdsSource, open_source
+
+_TEST_FRACTION = 0.2  # of sets that come in one piece
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    validation_fraction: float = 0.1,
+    cache_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    download: bool = False,
+    memory_limit_bytes: int = 4 * 2**30,
+) -> Dataset:
+    """Loads an image classification set as train, validation and test splits.
+
+    `digits` (1,797 images of 8x8x1 from scikit-learn) is built in; any other name is a
+    TFDS set, read without TensorFlow. The set's own `test` and `validation` splits are
+    used where they are labelled; a single one of them is the test split. What is
+    missing is held out of `train`, class by class, always the same examples: a fifth
+    for the test split, then `validation_fraction` for validation.
+
+    Args:
+      name: `digits`, a TFDS name, or a prepared folder's name in `data_dir`.
+      data_dir: folder of prepared TFDS sets; None is TFDS's default.
+      validation_fraction: share of `train` held out where the set has no validation
+        split of its own, in [0, 1); 0 leaves validation empty.
+      cache_dir: where decoded images are kept; None is the user's cache folder.
+      image_size: scales the shorter side to it and crops the centre; needed where the
+        images of a set vary in size.
+      download: whether TFDS may download and prepare a set that is not there.
+      memory_limit_bytes: sets that would take more when decoded are decoded as they
+        are read, in every epoch; their held-out parts are not balanced over classes.
+
+    Returns:
+      The set, with the channel mean and standard deviation of its training split.
+
+    Raises:
+      ValueError: an unknown name (with the nearest ones) or an unusable argument.
+      FileNotFoundError: a known set that is not in `data_dir`.
+
+    Example:
+      >>> digits = load_dataset("digits")
+      >>> len(digits.train), len(digits.validation), len(digits.test)
+      (1294, 144, 359)
+      >>> digits.train.images.shape, digits.num_classes
+      ((1294, 8, 8, 1), 10)
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(
+            f"validation_fraction must be in [0, 1), got {validation_fraction}"
+        )
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    if name == "digits":
+        parts, num_classes = {"train": _digits(image_size)}, 10
+    else:
+        source = open_source(
+            name, data_dir=data_dir, image_size=image_size, download=download
+        )
+        folder = pathlib.Path(cache_dir) if cache_dir else default_cache_dir()
+        parts = _read_parts(source, folder, memory_limit_bytes)
+        num_classes = source.num_classes
+    train = parts["train"]
+    if "test" in parts:
+        test = parts["test"]
+    else:
+        train, test = hold_out(train, _TEST_FRACTION, key=TEST_KEY)
+    if "validation" in parts:
+        validation = parts["validation"]
+    else:
+        train, validation = hold_out(train, validation_fraction, key=VALIDATION_KEY)
+    mean, std = channel_statistics(train)
+    return Dataset(name, train, validation, test, num_classes, mean, std)
+
+
+def _digits(image_size: int | None) -> Split:
+    from sklearn.datasets import load_digits  # 0.5 s, for this set only
+
+    digits = load_digits()
+    # 16 grey levels above zero: 255 / 16 is no whole number, hence the rounding.
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    if image_size is not None:
+        images = np.stack([resize_image(image, image_size) for image in images])
+    return Split(images, digits.target.astype(np.int32))
+
+
+def _read_parts(
+    source: TfdsSource, cache_dir: pathlib.Path, memory_limit_bytes: int
+) -> dict[str, Examples]:
+    roles = _roles(source)
+    examples = sum(source.split_sizes[split] for split in roles.values())
+    streamed = examples * int(np.prod(source.image_shape)) > memory_limit_bytes
+    parts = {}
+    for role, split in roles.items():
+        if streamed:
+            parts[role] = StreamedSplit(
+                records=source.records(split),
+                decode=source.decode,
+                image_shape=source.image_shape,
+                indices=np.arange(source.split_sizes[split]),
+            )
+        else:
+            parts[role] = _decoded_split(source, split, cache_dir)
+    return parts
+
+
+def _roles(source: TfdsSource) -> dict[str, str]:
+    """Which of the set's splits is the train, validation and test one, if any."""
+    splits = source.split_sizes
+    if "train" not in splits:
+        raise ValueError(
+            f"data set {source.builder.name!r} has no train split, only "
+            f"{', '.join(splits)}"
+        )
+    # Some published test splits (ImageNet's) come without labels, as -1.
+    labelled = [
+        split
+        for split in ("test", "validation")
+        if splits.get(split) and source.records(split)[0][source.label_key] >= 0
+    ]
+    roles = dict(zip(("test", "validation"), labelled, strict=False))
+    return {"train": "train", **roles}
+
+
+def _decoded_split(source: TfdsSource, split: str, cache_dir: pathlib.Path) -> Split:
+    full_name = source.builder.info.full_name  # such as cifar10/3.0.2
+    size = "" if source.image_size is None else f"-{source.image_size}px"
+
+    def build():
+        return decode_all(
+            source.records(split),
+            source.decode,
+            image_shape=source.image_shape,
+            title=f"decoding {full_name} {split}",
+        )
+
+    images, labels = cached_arrays(
+        cache_dir / full_name, f"{split}{size}", source.fingerprint(split), build
+    )
+    outside = (labels < 0) | (labels >= source.num_classes)
+    if outside.any():
+        raise ValueError(
+            f"split {split!r} of {full_name} has labels outside 0 ... "
+            f"{source.num_classes - 1}, such as {labels[outside][0]}"
+        )
+    return Split(images, labels)
