@@ -4,6 +4,7 @@ It writes and prints numbers that it is given; it computes none, and draws no pl
 report does).
 """
 
+import atexit
 import collections
 import json
 import math
@@ -31,7 +32,7 @@ _COLUMNS = (
     ("loss", "loss", "loss", "{:.3f}"),
     ("accuracy", "acc", "acc", "{:.1%}"),
     ("reward", "reward", "rew", "{:.3f}"),
-    ("cost_ratio", "cost", "cost", "{:.2f}x"),
+    ("expected_cost_ratio", "cost", "cost", "{:.2f}x"),
     ("entropy", "entropy", "ent", "{:.2f}"),
 )
 
@@ -185,29 +186,40 @@ class ProgressLine:
         self._shown = collections.deque(maxlen=_RATE_WINDOW)  # (time, step)
 
     def update(
-        self, step: int, metrics: Mapping[str, Shaped[jax.typing.ArrayLike, ""]]
+        self,
+        step: int,
+        metrics: Mapping[str, Shaped[jax.typing.ArrayLike, ""] | str | None],
     ) -> None:
         """Prints if it is time to, or if `step` is the last.
 
         Args:
           step: steps taken so far, counted from the run's start, resumed or not.
-          metrics: loss, accuracy (0 to 1), reward, cost_ratio (cost / target), entropy
-            (nats); other names are ignored. Device arrays are waited for only when
-            they are printed, so a call a step costs nothing.
+          metrics: loss, accuracy (0 to 1), reward, expected_cost_ratio (cost / target),
+            entropy (nats); None is left out, other names are ignored. Device arrays are
+            waited for only when they are printed, so a call a step costs nothing.
         """
+        if jax.process_index() != 0:
+            return
         now = self._clock()
         if self._shown and step < self._total:
             if now - self._shown[-1][0] < self._every_s:
                 return
         self._shown.append((now, step))
-        values = {key: float(metrics[key]) for key, *_ in _COLUMNS if key in metrics}
+        values = {
+            key: float(metrics[key])
+            for key, *_ in _COLUMNS
+            if metrics.get(key) is not None
+        }
         self._print(self._format(step, values))
+        if step >= self._total:
+            self.close()
 
     def close(self) -> None:
-        """Leaves the last line standing on the terminal."""
+        """Leaves the last line standing on the terminal; the last step does it too."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+            atexit.unregister(self.close)
 
     def __enter__(self) -> "ProgressLine":
         return self
@@ -244,6 +256,7 @@ class ProgressLine:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
+            atexit.register(self.close)  # else a failed run hides the user's cursor
         text = Text(line, no_wrap=True, overflow="crop")
         self._live.update(text, refresh=True)
 
