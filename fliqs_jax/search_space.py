@@ -172,23 +172,33 @@ class SearchSpace:
         activation = _gather(options, self.activation_decision, self.activation_fixed)
         return weight, activation
 
-    def policy(self, options: ArrayLike | Sequence) -> Policy:
-        """Returns the policy of concrete options.
+    def check_options(self, options: ArrayLike | Sequence) -> Int[np.ndarray, "L"]:
+        """Returns concrete options as an array if they are of this space.
 
         Raises:
-          ValueError: if the shape is not [L] or an option is outside [0, K).
+          ValueError: if the shape is not [L], or an option is not an integer in [0, K).
         """
         options = np.asarray(options)
         if not np.issubdtype(options.dtype, np.integer):
             raise ValueError(f"options must be integers, got {options.dtype}")
         if options.shape != (self.num_decisions,):
             raise ValueError(self._shape_error(options.shape))
-        for name, option in zip(self.decision_names, options, strict=True):
-            if not 0 <= option < self.num_options:
-                raise ValueError(
-                    f"option {option} of decision {name!r} is outside"
-                    f" 0...{self.num_options - 1} ({', '.join(self.option_names)})"
-                )
+        outside = np.flatnonzero((options < 0) | (options >= self.num_options))
+        if outside.size:
+            raise ValueError(
+                f"option {options[outside[0]]} of decision"
+                f" {self.decision_names[outside[0]]!r} is outside"
+                f" 0...{self.num_options - 1} ({', '.join(self.option_names)})"
+            )
+        return options
+
+    def policy(self, options: ArrayLike | Sequence) -> Policy:
+        """Returns the policy of concrete options.
+
+        Raises:
+          ValueError: if the shape is not [L] or an option is outside [0, K).
+        """
+        options = self.check_options(options)
         sides = (
             np.where(decision >= 0, options[decision], fixed)
             for decision, fixed in (

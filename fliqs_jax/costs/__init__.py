@@ -1,0 +1,36 @@
+"""Costs: what a policy is worth paying for, as numbers, tables and budgets."""
+
+from fliqs_jax.costs.budget import check_feasible, most_probable_within
+from fliqs_jax.costs.cost_table import CostTable, JointChoice, cost_table
+from fliqs_jax.costs.latency import DEVICES, Device, latency_s, make_site_latency
+from fliqs_jax.costs.operations import bops, linear_ops, site_bops, site_linear_ops
+from fliqs_jax.costs.policy_cost import SiteCost, policy_cost, storage_bits
+from fliqs_jax.costs.size import (
+    average_activation_bits,
+    average_bits,
+    model_bits,
+    site_size,
+)
+
+__all__ = [
+    "DEVICES",
+    "CostTable",
+    "Device",
+    "JointChoice",
+    "SiteCost",
+    "average_activation_bits",
+    "average_bits",
+    "bops",
+    "check_feasible",
+    "cost_table",
+    "latency_s",
+    "linear_ops",
+    "make_site_latency",
+    "model_bits",
+    "most_probable_within",
+    "policy_cost",
+    "site_bops",
+    "site_linear_ops",
+    "site_size",
+    "storage_bits",
+]
