@@ -1,0 +1,257 @@
+"""QuantizedModel: a linen model, as it is, run under a policy of number formats.
+
+Weights are quantized in the params tree before the model runs, inputs of sites while it
+runs. It holds no variables and trains nothing; which formats to use is `policy` and
+`search_space`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import PyTree
+
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.quantized_model import observations, riding
+from fliqs_jax.quantized_model.observations import Observations
+from fliqs_jax.quantized_model.weights import quantize_weights
+from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
+from fliqs_jax.site_types import site_type_of
+from fliqs_jax.sites import Site, find_sites, first_input, replace_first_input
+
+_FORMAT = "fliqs_jax_format"
+_MAXIMA = "fliqs_jax_maxima"
+_SUMS = "fliqs_jax_sums"
+
+
+class QuantizedModel:
+    """Runs a linen model with fake-quantized weights and inputs of its sites.
+
+    The model is not changed: `init` and `apply` are its own, plus `policy`. Biases,
+    norms and embeddings stay as they are, and so do integer inputs. Gradients reach the
+    float weights straight through. Formats are data: one compilation serves all values.
+
+    Without clips a scale comes from the tensor's own largest magnitude (of the inputs:
+    per tensor, on each device under `shard_map`). A weight clip c sets the scale to
+    c * RMS / max_value, an activation clip b to b / max_value.
+
+    Args:
+      model: the linen module.
+      sites: its sites, where the model's own arguments do not lead to all of them (an
+        `apply` with `method=...`); None finds them from the arguments of the call.
+      per_channel: one scale per output channel of a weight instead of one per tensor.
+      clip_gradient: False passes the gradient of clipped values too.
+
+    Raises:
+      TypeError: if `model` is no linen module.
+
+    Example:
+      >>> qm = QuantizedModel(nn.Dense(2))
+      >>> x = jnp.ones((1, 4))
+      >>> variables = qm.init(jax.random.key(0), x)
+      >>> policy = Policy.uniform(qm.sites(x), "int8")
+      >>> qm.apply(variables, x, policy=policy).shape
+      (1, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        sites: Sequence[Site] | None = None,
+        per_channel: bool = False,
+        clip_gradient: bool = True,
+    ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model must be a flax.linen Module instance, got {model!r}: pass the"
+                " linen module itself, for example nn.Dense(10)"
+            )
+        self.model = model
+        self.per_channel = per_channel
+        self.clip_gradient = clip_gradient
+        self._given = None if sites is None else tuple(sites)
+        self._found: dict[Any, tuple[Site, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"QuantizedModel({type(self.model).__name__})"
+
+    def sites(self, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
+        """Returns the model's sites for these arguments; remembers them by shape."""
+        if self._given is not None:
+            return self._given
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("rngs", "mutable")}
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        key = (tree, tuple(_static_key(leaf) for leaf in leaves))
+        if key not in self._found:
+            self._found[key] = find_sites(self.model, *args, **kwargs)
+        return self._found[key]
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> PyTree:
+        """Returns exactly what the model's own `init` returns."""
+        return self.model.init(rngs, *args, **kwargs)
+
+    def apply(
+        self,
+        variables: PyTree,
+        *args: Any,
+        policy: Policy | SiteFormats | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Applies the model with the formats of a policy.
+
+        Args:
+          variables: the model's variables, weights in float.
+          *args: arguments of the model.
+          policy: None runs the plain model. A `Policy` is fixed when traced;
+            `SiteFormats` are arrays over the sites and may be traced.
+          **kwargs: as for the model's `apply` (`mutable`, `rngs`, `method`, ...).
+
+        Returns:
+          What the model returns. If `mutable` covers params, the returned ones hold the
+          float weights that came in.
+
+        Raises:
+          TypeError: if `policy` is none of these.
+          ValueError: if the policy is another model's.
+        """
+        if policy is None:
+            return self.model.apply(variables, *args, **kwargs)
+        sites = self.sites(*args, **kwargs)
+        formats = _site_formats(policy, sites)
+        groups = riding.group_sites(sites)
+        given = riding.flatten_params(variables["params"])
+        flat = self._ridden(given, groups, formats)
+        with nn.intercept_methods(self._quantize_input):
+            result = self._apply_flat(variables, flat, args, kwargs)
+        if kwargs.get("mutable", False) is False or "params" not in result[1]:
+            return result
+        return result[0], {**result[1], "params": _restored(result[1], flat, given)}
+
+    def observe(
+        self,
+        variables: PyTree,
+        *args: Any,
+        policy: Policy | SiteFormats | None = None,
+        num_samples: int = 2048,
+        **kwargs: Any,
+    ) -> Observations:
+        """Returns statistics of every site's input in one run of the model.
+
+        Costs about a forward pass. The inputs are looked at as they arrive, before they
+        are quantized. Under `shard_map` each device sees its own examples. A model with
+        a `while` loop cannot be observed: JAX has no gradient through it.
+
+        Args:
+          variables: the model's variables.
+          *args: arguments of the model.
+          policy: formats under which the model runs; None is the plain model.
+          num_samples: S, values to keep of each input; fewer are repeated.
+          **kwargs: as for the model's `apply`.
+
+        Returns:
+          Observations over the sites L, float32.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        sites = self.sites(*args, **kwargs)
+        groups = riding.group_sites(sites)
+        flat = riding.flatten_params(variables["params"])
+        if policy is not None:
+            flat = self._ridden(flat, groups, _site_formats(policy, sites))
+        axes = observations.varying_axes((variables, args))
+
+        def outputs(maxima, sums):
+            with_zeros = dict(flat)
+            riding.place_rows(with_zeros, groups, _MAXIMA, maxima)
+            riding.place_rows(with_zeros, groups, _SUMS, sums)
+            with nn.intercept_methods(self._observe_input):
+                result = self._apply_flat(variables, with_zeros, args, kwargs)
+            leaves = jax.tree.leaves(result)
+            return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+        rows = observations.zero_rows(len(sites), num_samples)
+        if axes:
+            rows = lax.pcast(rows, tuple(axes), to="varying")
+        results, pull_back = jax.vjp(outputs, *rows)
+        return observations.read_rows(*pull_back([jnp.zeros_like(x) for x in results]))
+
+    def _apply_flat(self, variables, flat, args, kwargs):
+        params = riding.unflatten_params(flat)
+        return self.model.apply({**variables, "params": params}, *args, **kwargs)
+
+    def _ridden(self, flat, groups, formats: SiteFormats):
+        """Returns params with quantized weights and the inputs' formats in them."""
+        weight_rows = riding.pack_formats(formats.weight, formats.weight_clip)
+        flat = quantize_weights(
+            flat,
+            groups,
+            weight_rows,
+            per_channel=self.per_channel,
+            clip_gradient=self.clip_gradient,
+        )
+        rows = riding.pack_formats(formats.activation, formats.activation_clip)
+        riding.place_rows(flat, groups, _FORMAT, rows)
+        return flat
+
+    def _quantize_input(self, next_fun, args, kwargs, context):
+        if not site_type_of(context):
+            return next_fun(*args, **kwargs)
+        row = context.module.get_variable("params", _FORMAT)
+        x = first_input(args, kwargs)
+        if row is None or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            return next_fun(*args, **kwargs)
+        x = jnp.asarray(x)
+        fmt, clip = riding.unpack_format(row.reshape(-1))
+        bound = absmax_bound(lax.stop_gradient(x)) if clip is None else clip
+        scale = scale_of_bound(bound, fmt)
+        x = fake_quantize(x, fmt, scale=scale, clip_gradient=self.clip_gradient)
+        args, kwargs = replace_first_input(args, kwargs, x)
+        return next_fun(*args, **kwargs)
+
+    def _observe_input(self, next_fun, args, kwargs, context):
+        if site_type_of(context):
+            get = context.module.get_variable
+            x = jnp.asarray(first_input(args, kwargs))
+            if (maxima := get("params", _MAXIMA)) is not None and x.size:
+                x = observations.observe_input(x, maxima, get("params", _SUMS))
+                args, kwargs = replace_first_input(args, kwargs, x)
+        return self._quantize_input(next_fun, args, kwargs, context)
+
+
+def _static_key(leaf: Any) -> Any:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return tuple(leaf.shape), str(leaf.dtype)
+    return repr(leaf)
+
+
+def _site_formats(policy: Policy | SiteFormats, sites: tuple[Site, ...]) -> SiteFormats:
+    if isinstance(policy, Policy):
+        return policy.formats(sites)
+    if not isinstance(policy, SiteFormats):
+        raise TypeError(
+            f"policy must be a Policy, SiteFormats or None, got {policy!r}:"
+            " Policy.uniform(sites, 'int8') makes one, space.formats(options) the other"
+        )
+    for name, fields in vars(policy).items():
+        for leaf in jax.tree.leaves(fields):
+            if np.shape(leaf) != (len(sites),):
+                raise ValueError(
+                    f"policy.{name} has shape {np.shape(leaf)}, but the model has"
+                    f" {len(sites)} sites ({sites[0].path!r} to {sites[-1].path!r}):"
+                    " make the formats for the sites of this model"
+                )
+    return policy
+
+
+def _restored(mutated: Any, flat: riding.FlatParams, given: riding.FlatParams) -> dict:
+    """Returns params after the model: nothing rides, quantized weights are float."""
+    returned = riding.flatten_params(mutated["params"])
+    kept = {path: leaf for path, leaf in returned.items() if path[-1] != _FORMAT}
+    quantized = {path for path, leaf in given.items() if flat[path] is not leaf}
+    restored = {path: given[path] for path in quantized}
+    return riding.unflatten_params({**kept, **restored})

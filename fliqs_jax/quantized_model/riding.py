@@ -1,0 +1,133 @@
+"""Numbers of a site that travel through a model inside its params tree.
+
+A linen model passes on leaves of `params` that it does not know, and `nn.scan` slices
+them with the layer axis: so each layer of a stack gets numbers of its own, in a model
+that was never written for it. What the numbers mean is up to `weights` and `model`.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from fliqs_jax.formats import Format
+from fliqs_jax.sites import Site, Weight
+
+# Parameters by path. Boxed ones (nn.Partitioned) are leaves here.
+FlatParams = dict[tuple[str, ...], Any]
+
+
+class SiteGroup(NamedTuple):
+    """The sites that share one place in the params tree: a layer, or a whole stack."""
+
+    scope: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    rank: int  # of one layer's first weight
+    stack_shape: tuple[int, ...]
+    rows: slice  # of arrays over all sites [L, ...]
+
+
+def group_sites(sites: Sequence[Site]) -> tuple[SiteGroup, ...]:
+    """Joins the layers of each stack; other sites are groups of one."""
+    groups, start = [], 0
+    for scope, members in itertools.groupby(sites, lambda site: site.module_path):
+        *_, last = members
+        # The last layer's index is one less than the stack's size along each axis.
+        shape = tuple(index + 1 for index in last.layer)
+        rows = slice(start, start + math.prod(shape))
+        rank = len(last.weight_shape)
+        groups.append(SiteGroup(scope, last.weights, rank, shape, rows))
+        start = rows.stop
+    return tuple(groups)
+
+
+def flatten_params(params: Mapping) -> FlatParams:
+    """Returns params as one flat dict, empty subtrees kept."""
+    params = flax.core.unfreeze(params)
+    return flax.traverse_util.flatten_dict(params, keep_empty_nodes=True)
+
+
+def unflatten_params(flat: FlatParams) -> dict:
+    """Undoes `flatten_params`."""
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def place_rows(
+    flat: FlatParams,
+    groups: Sequence[SiteGroup],
+    name: str,
+    rows: Shaped[Array, "L P"],
+) -> None:
+    """Adds each site's row of numbers to the params of its own scope, under `name`."""
+    for group in groups:
+        # The rank of the weight: then the stacking axes stand where the weight's do.
+        layer_shape = (rows.shape[-1],) + (1,) * (group.rank - 1)
+        leaf = rows[group.rows].reshape(*group.stack_shape, *layer_shape)
+        stack_axes = group.weights[0].stack_axes
+        flat[*group.scope, name] = jnp.moveaxis(
+            leaf, tuple(range(len(stack_axes))), stack_axes
+        )
+
+
+def collect_rows(
+    flat: FlatParams, groups: Sequence[SiteGroup], name: str
+) -> Shaped[Array, "L P"]:
+    """Undoes `place_rows`."""
+    parts = []
+    for group in groups:
+        leaf = flat[*group.scope, name]
+        stack_axes = group.weights[0].stack_axes
+        leaf = jnp.moveaxis(leaf, stack_axes, tuple(range(len(stack_axes))))
+        parts.append(leaf.reshape(math.prod(group.stack_shape), -1))
+    return jnp.concatenate(parts)
+
+
+def pack_formats(
+    formats: Format, clip: Float[Array, "L"] | None
+) -> Float[Array, "L P"]:
+    """Returns the formats and clips as one float32 row a site; integers are exact.
+
+    One array a site instead of one a field keeps tracing and dispatch short.
+    """
+    columns = [
+        formats.mantissa_bits,
+        formats.min_exponent,
+        formats.min_value,
+        formats.max_value,
+        formats.needs_scale,
+    ] + ([] if clip is None else [clip])
+    return jnp.stack([jnp.asarray(column, jnp.float32) for column in columns], axis=-1)
+
+
+def unpack_format(
+    row: Float[Array, "P"],
+) -> tuple[Format, Float[Array, ""] | None]:
+    """Undoes `pack_formats` for one site; storage bits do not travel and read 0."""
+    mantissa_bits, min_exponent, low, high, needs_scale, *clip = jnp.unstack(row)
+    fmt = Format(
+        mantissa_bits=mantissa_bits.astype(jnp.int32),
+        min_exponent=min_exponent.astype(jnp.int32),
+        min_value=low,
+        max_value=high,
+        storage_bits=jnp.zeros((), jnp.int32),
+        needs_scale=needs_scale > 0,
+    )
+    return fmt, clip[0] if clip else None
+
+
+def map_layers(function, leaf: Any, rows: Float[Array, "N P"], group, weight) -> Any:
+    """Applies function(one layer's weight, its row) to every layer of a stack."""
+    rows = rows.reshape(*group.stack_shape, -1)
+    removed = 0
+    mapped = []
+    for axis in weight.stack_axes:  # outer axes go first, so later ones move left
+        mapped.append(axis - removed)
+        removed += 1
+    for axis in reversed(mapped):
+        function = jax.vmap(function, in_axes=(axis, 0), out_axes=axis)
+    return jax.tree.map(lambda array: function(array, rows), leaf)  # through a box

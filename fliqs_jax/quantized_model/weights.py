@@ -1,0 +1,86 @@
+"""Fake quantization of a model's weights, as a map over its params tree."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from fliqs_jax.quantized_model.riding import (
+    FlatParams,
+    SiteGroup,
+    map_layers,
+    unpack_format,
+)
+from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
+from fliqs_jax.sites import Weight
+
+
+def quantize_weights(
+    flat: FlatParams,
+    groups: Sequence[SiteGroup],
+    rows: Float[Array, "L P"],
+    *,
+    per_channel: bool,
+    clip_gradient: bool,
+) -> FlatParams:
+    """Returns flat params whose site weights lie on their formats' grids.
+
+    Args:
+      flat: parameters by path.
+      groups: the sites' places in it.
+      rows: formats and clips of the weights, from `pack_formats`.
+      per_channel: one scale for each output channel instead of one for the tensor.
+      clip_gradient: see `fake_quantize`.
+
+    Raises:
+      ValueError: if a site's weight is not in `flat`.
+    """
+    quantized = dict(flat)
+    for group in groups:
+        for weight in group.weights:
+            path = (*group.scope, weight.name)
+            if path not in flat:
+                raise ValueError(
+                    f"variables['params'] has no {'/'.join(path)!r}, the weight of a"
+                    " site: give the sites and variables of the same model"
+                )
+
+            def quantize(layer, row, weight=weight):
+                scale = _scale(layer, row, weight, per_channel)
+                fmt, _ = unpack_format(row)
+                return fake_quantize(
+                    layer, fmt, scale=scale, clip_gradient=clip_gradient
+                )
+
+            quantized[path] = map_layers(
+                quantize, flat[path], rows[group.rows], group, weight
+            )
+    return quantized
+
+
+def _scale(
+    layer: Float[Array, "..."],
+    row: Float[Array, "P"],
+    weight: Weight,
+    per_channel: bool,
+) -> Float[Array, "..."]:
+    r"""Returns the scale of one layer's weight.
+
+    .. math:: s = \min(\max |w|, c \, \sqrt{\overline{w^2}}) / v_{max}
+
+    Maximum and mean run over each output channel, or over the tensor. Without a clip
+    factor c the maximum decides alone.
+    """
+    fmt, clip = unpack_format(row)
+    layer = lax.stop_gradient(layer)
+    kept = None
+    if per_channel:
+        kept = tuple(a for a in range(layer.ndim) if a not in weight.contracted_axes)
+    bound = absmax_bound(layer, axis=kept)
+    if clip is not None:
+        axes = weight.contracted_axes if per_channel else None
+        square = jnp.square(layer.astype(jnp.float32))
+        rms = jnp.sqrt(jnp.mean(square, axis=axes, keepdims=per_channel))
+        bound = jnp.minimum(bound, clip * rms)
+    return scale_of_bound(bound, fmt)
