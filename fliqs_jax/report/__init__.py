@@ -1,0 +1,28 @@
+"""Looking at a run: its files as records, figures for notebooks, the page, the tables.
+
+Reads what a run wrote into its workdir; never trains, never reads a flag.
+"""
+
+from fliqs_jax.report.choices import draw_accuracy_cost, draw_formats
+from fliqs_jax.report.curves import draw_search, draw_training
+from fliqs_jax.report.html import render_report, write_report
+from fliqs_jax.report.probabilities import draw_expected_bits, draw_probabilities
+from fliqs_jax.report.reading import read_run
+from fliqs_jax.report.records import Run, SiteRecord
+from fliqs_jax.report.table import comparison_table, sites_table
+
+__all__ = [
+    "Run",
+    "SiteRecord",
+    "comparison_table",
+    "draw_accuracy_cost",
+    "draw_expected_bits",
+    "draw_formats",
+    "draw_probabilities",
+    "draw_search",
+    "draw_training",
+    "read_run",
+    "render_report",
+    "sites_table",
+    "write_report",
+]

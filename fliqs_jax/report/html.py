@@ -1,0 +1,192 @@
+"""The report page of a run: one HTML file that needs no network and no code.
+
+`write_report` is the way in. Sections whose data the run lacks say so in a sentence.
+"""
+
+import os
+import pathlib
+from html import escape
+
+import numpy as np
+
+from fliqs_jax.report import (
+    choices,
+    curves,
+    page,
+    probabilities,
+    sections,
+    style,
+    words,
+)
+from fliqs_jax.report.reading import read_run
+from fliqs_jax.report.records import Run
+
+REPORT_NAME = "report.html"
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes a run's report.html into its workdir and returns the file's path.
+
+    Can be called at any time, also while the run goes on: it shows what there is.
+
+    Args:
+      workdir: folder with config.json and the run's other files.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      FileNotFoundError: if `workdir` holds no config.json.
+      ValueError: if one of the files is not what a run writes.
+    """
+    file = pathlib.Path(workdir) / REPORT_NAME
+    text = render_report(read_run(workdir))
+    draft = file.with_suffix(".html.partial")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, file)  # a reader sees the old page or the new, never half of one
+    return file
+
+
+def render_report(run: Run) -> str:
+    """Returns the page of a run as text."""
+    body = [
+        sections.head(run),
+        _formats(run),
+        _trade_off(run),
+        _training(run),
+        _search(run),
+        sections.site_table(run),
+        sections.reproduction(run),
+        sections.settings(run),
+    ]
+    title = escape(words.headline(run))
+    return page.PAGE.format(title=title, css=page.CSS, body="\n".join(body))
+
+
+def _figure(figure, name: str, label: str, caption: str) -> str:
+    svg = style.to_svg(figure, name)
+    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
+
+
+def _section(name: str, title: str, *parts: str) -> str:
+    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))
+
+
+def _formats(run: Run) -> str:
+    title = "Chosen formats"
+    if run.policy is None or not run.config.sites:
+        return _section("formats", title, "<p>No policy has been written yet.</p>")
+    caption = (
+        "Sites in the order in which the network calls them. Left: how many bits a "
+        "weight and an input number take. Right: how much of the network's arithmetic "
+        "(MACs: multiply-accumulate operations per example) and of its weights the "
+        "site holds. Few bits can cost accuracy at any site; they save most where the "
+        "share is large."
+    )
+    plot = _figure(choices.draw_formats(run), "sites", "Format of each site", caption)
+    return _section("formats", title, f"<p>{escape(_format_counts(run))}</p>", plot)
+
+
+def _format_counts(run: Run) -> str:
+    """Example: "2 sites. Weights: 1 × int4, 1 × int8. Inputs: 2 × uint8."."""
+    sentences = []
+    for side, index in (("Weights", 0), ("Inputs", 1)):
+        names = [formats[index] for formats in run.policy.values()]
+        tally = {name: names.count(name) for name in names}
+        order = sorted(tally, key=lambda name: (words.storage_bits(name) or 99, name))
+        listed = ", ".join(f"{tally[name]}\u00a0×\u00a0{name}" for name in order)
+        sentences.append(f"{side}: {listed}")
+    total = len(run.policy)
+    return f"{total} sites. " + ". ".join(sentences) + "."
+
+
+def _trade_off(run: Run) -> str:
+    title = "Accuracy against cost"
+    if not choices.has_trade_off(run):
+        text = "<p>Appears when the run has finished and its cost is known.</p>"
+        return _section("trade-off", title, text)
+    caption = (
+        f"Up is more accurate, left is cheaper. {escape(sections.cost_meaning(run))} "
+    )
+    if run.summary.uniform:
+        caption += (
+            "Grey points give every site one and the same format, with the weights "
+            "that this run ended with; they were not trained for that format, so a run "
+            "of their own may do better. The dotted line joins the best of each cost."
+        )
+    plot = _figure(
+        choices.draw_accuracy_cost(run), "cost", "Test accuracy against cost", caption
+    )
+    return _section("trade-off", title, plot, sections.uniform_table(run))
+
+
+def _training(run: Run) -> str:
+    title = "Training"
+    if not curves.has_training(run):
+        return _section("training", title, "<p>No steps have been recorded yet.</p>")
+    caption = "Pale: as recorded, thinned in long runs; full colour: running mean."
+    if run.config.phases is not None and run.probabilities is not None:
+        caption = (
+            "Shaded: the warm-up (formats drawn at random, only the weights "
+            "learn) and the last phase (the policy is fixed, the weights "
+            "settle on it). Between them the search. " + caption
+        )
+    plot = _figure(curves.draw_training(run), "training", "Accuracy and loss", caption)
+    return _section("training", title, _warnings(run), plot)
+
+
+def _warnings(run: Run) -> str:
+    texts = []
+    losses = run.train.get("loss")
+    broken = [] if losses is None else losses.steps[~np.isfinite(losses.values)]
+    if len(broken):
+        texts.append(
+            f"The loss was not a finite number in {len(broken)} of {len(losses.steps)} "
+            f"rows, first at step {broken[0]}; the curves leave those rows out."
+        )
+    if run.damaged_rows:
+        texts.append(
+            f"metrics.jsonl has {run.damaged_rows} unreadable rows, as a killed run "
+            "leaves them; they are left out."
+        )
+    return "".join(f'<p class="warning">{text}</p>' for text in texts)
+
+
+def _search(run: Run) -> str:
+    title = "How the search went"
+    parts = []
+    if curves.has_search(run):
+        caption = (
+            "Expected cost: the mean over the policies that the controller would draw; "
+            "it should settle at 1. Reward: accuracy or negative loss, less the "
+            "penalty for missing the target. Entropy: how undecided the controller is; "
+            "0 means that every choice is made."
+        )
+        plot = curves.draw_search(run)
+        parts.append(_figure(plot, "search", "Expected cost, reward, entropy", caption))
+    if run.probabilities is not None:
+        parts += _probability_figures(run)
+    if not parts:
+        parts = ["<p>There was no search: the run trained one fixed policy.</p>"]
+    return _section("search", title, *parts)
+
+
+def _probability_figures(run: Run) -> list[str]:
+    overview = (
+        "One row a decision. The dashed line ends the warm-up; the white dot marks the "
+        "step since which the choice at the row's right end has been the most probable "
+        "one. The final policy can differ where the most probable choices together "
+        "would miss the budget."
+    )
+    detail = (
+        "One panel a decision, one row an option, in the order of the search space. "
+        "The option written beside a row is the most probable one at the end."
+    )
+    return [
+        _figure(
+            probabilities.draw_expected_bits(run), "bits", "Expected bits", overview
+        ),
+        _figure(
+            probabilities.draw_probabilities(run), "options", "Probabilities", detail
+        ),
+    ]

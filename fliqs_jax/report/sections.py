@@ -1,0 +1,226 @@
+"""The report's text sections: headline, key numbers, tables, settings.
+
+Everything that comes from a run's files is escaped here before it enters the page.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from fliqs_jax.report import page, words
+from fliqs_jax.report.records import Run, Summary
+from fliqs_jax.report.table import shape_text
+
+
+def head(run: Run) -> str:
+    """Returns the headline sentence, what it means, and the tiles of key numbers."""
+    method = words.pretty(run.config.method) or "fliqs_jax"
+    verb = "search" if run.probabilities is not None else "run"
+    parts = [
+        f'<p class="kicker">{escape(method)} {verb} report</p>',
+        f"<h1>{escape(words.headline(run))}</h1>",
+    ]
+    if run.summary is not None:
+        parts.append(f'<p class="lead">{escape(_verdict(run))}</p>')
+        tiles = "".join(
+            page.TILE.format(
+                name=escape(name), value=escape(value), remark=escape(remark), mood=mood
+            )
+            for name, value, remark, mood in _key_numbers(run, run.summary)
+        )
+        parts.append(f'<div class="tiles">{tiles}</div>')
+    return "\n".join(parts)
+
+
+def _verdict(run: Run) -> str:
+    summary = run.summary
+    if math.isnan(summary.cost_ratio):
+        text = "The run recorded no cost."
+    else:
+        text = f"The policy is {words.budget_verdict(summary.cost_ratio)}."
+    rival = words.nearest_uniform(run)
+    if rival is None or math.isnan(summary.accuracy):
+        return text
+    gain = 100 * (summary.accuracy - rival.accuracy)
+    return (
+        f"{text} The same weights with {rival.format} everywhere, the best uniform "
+        f"policy at no more cost, reach {words.percent(rival.accuracy)}: "
+        f"{abs(gain):.1f} points {'less' if gain >= 0 else 'more'}."
+    )
+
+
+def _key_numbers(run: Run, summary: Summary) -> list[tuple[str, str, str, str]]:
+    """Name, value, remark and mood ("good", "bad" or "") of every tile."""
+    over = summary.cost_ratio >= 1 + 5e-4
+    fraction = words.cost_fraction(run, summary.cost_ratio)
+    tiles = [("Test accuracy", words.percent(summary.accuracy), _weights_note(run), "")]
+    if math.isfinite(fraction):
+        verdict = words.budget_verdict(summary.cost_ratio)
+        name = f"Cost (uniform {run.config.cost_reference}: 1)"
+        tiles.append((name, f"{fraction:.3f}", verdict, "bad" if over else "good"))
+    if run.policy and run.config.sites:
+        weight, activation = _mean_bits(run)
+        remark = f"inputs: {activation:.2f} a number"
+        tiles.append(("Mean bits of a weight", f"{weight:.2f}", remark, ""))
+    remark = f"{summary.steps:,} steps".replace(",", " ")
+    if summary.seconds > 0:
+        remark += f", {summary.steps / summary.seconds:.3g} a second"
+    if summary.compile_count is not None:
+        noun = "compilation" if summary.compile_count == 1 else "compilations"
+        remark += f", {summary.compile_count} {noun}"
+    tiles.append(("Time", words.duration(summary.seconds), remark, ""))
+    if math.isfinite(summary.entropy):
+        remark = "nats a decision; 0: all decided"
+        tiles.append(("Entropy at the end", f"{summary.entropy:.3f}", remark, ""))
+    return tiles
+
+
+def _weights_note(run: Run) -> str:
+    seed = run.summary.seed
+    kind = "no retraining" if run.probabilities is not None else "fixed policy"
+    return kind if seed is None else f"{kind}, seed {seed}"
+
+
+def _mean_bits(run: Run) -> tuple[float, float]:
+    """Mean bits of a weight, and of an input number by its site's MACs."""
+    known = [site for site in run.config.sites if site.path in run.policy]
+    bits = [[words.storage_bits(n) or 32 for n in run.policy[s.path]] for s in known]
+    means = []
+    for side, sizes in (
+        (0, [site.weight_count for site in known]),
+        (1, [site.macs for site in known]),
+    ):
+        weighted = sum(b[side] * size for b, size in zip(bits, sizes, strict=True))
+        means.append(weighted / max(1, sum(sizes)))
+    return means[0], means[1]
+
+
+def cost_meaning(run: Run) -> str:
+    """Returns what the cost axis counts, in a sentence."""
+    meanings = {
+        "bops": "Cost: bit operations per example, the sum over sites of MACs x weight "
+        "bits x input bits,",
+        "size": "Cost: bits that the weights take in storage,",
+        "latency": "Cost: the time that the device model gives for one example,",
+    }
+    start = meanings.get(run.config.cost, f"Cost: {run.config.cost},")
+    return f"{start} divided by that of {run.config.cost_reference} everywhere."
+
+
+def uniform_table(run: Run) -> str:
+    """Returns the table of uniform policies with the run's own among them."""
+    if not run.summary.uniform:
+        return '<p class="note">Uniform policies were not measured in this run.</p>'
+    own = run.summary
+    rows = [(row.cost_ratio, row.accuracy, row.format) for row in own.uniform]
+    rows.append((own.cost_ratio, own.accuracy, ""))
+    lines = []
+    for ratio, accuracy, name in sorted(rows, key=lambda row: row[0]):
+        cells = [
+            f"<td>{escape(f'uniform {name}' if name else 'this run’s policy')}</td>",
+            f'<td class="number">{words.percent(accuracy)}</td>',
+            f'<td class="number">{words.cost_fraction(run, ratio):.3f}</td>',
+            f"<td>{words.budget_verdict(ratio)}</td>",
+        ]
+        mark = "" if name else ' class="own"'
+        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
+    reference = escape(run.config.cost_reference)
+    header = (
+        '<th>formats</th><th class="number">test accuracy</th>'
+        f'<th class="number">cost (uniform {reference}: 1)</th><th>budget</th>'
+    )
+    return _table(header, lines)
+
+
+def site_table(run: Run) -> str:
+    """Returns the section with the table of all sites."""
+    if not run.config.sites:
+        text = "<p>config.json lists no sites.</p>"
+        return page.SECTION.format(name="sites", title="All sites", body=text)
+    policy = run.policy or {}
+    shares = words.cost_share(run.config.sites, policy, run.config.cost)
+    largest = max(shares.values(), default=1.0) or 1.0
+    lines = [_site_row(site, policy, shares, largest) for site in run.config.sites]
+    unit = "size" if run.config.cost == "size" else "bit operations"
+    header = (
+        '<th>site</th><th>op</th><th>weight shape</th><th class="number">MACs</th>'
+        '<th class="number">weights</th><th>weight format</th><th>input format</th>'
+        f'<th class="number">share of {unit}</th>'
+    )
+    macs = words.count(sum(site.macs for site in run.config.sites))
+    weights = words.count(sum(site.weight_count for site in run.config.sites))
+    foot = (
+        f"<tr><td>{len(run.config.sites)} sites</td><td></td><td></td>"
+        f'<td class="number">{macs}</td><td class="number">{weights}</td>'
+        "<td></td><td></td><td></td></tr>"
+    )
+    return page.SECTION.format(
+        name="sites", title="All sites", body=_table(header, lines, foot)
+    )
+
+
+def _site_row(site, policy, shares, largest: float) -> str:
+    weight, activation = policy.get(site.path, ("–", "–"))
+    share = shares.get(site.path, math.nan)
+    shown = "–"
+    if math.isfinite(share):
+        filled = 100 * share / largest
+        bar = f'<span class="bar"><span style="width:{filled:.1f}%"></span></span>'
+        shown = f"{words.percent(share)}{bar}"
+    return (
+        f"<tr><td><code>{escape(site.path)}</code></td><td>{escape(site.op)}</td>"
+        f'<td class="shape">{shape_text(site.weight_shape)}</td>'
+        f'<td class="number">{words.count(site.macs)}</td>'
+        f'<td class="number">{words.count(site.weight_count)}</td>'
+        f"<td>{escape(weight)}</td><td>{escape(activation)}</td>"
+        f'<td class="number">{shown}</td></tr>'
+    )
+
+
+def reproduction(run: Run) -> str:
+    """Returns the section with the command that repeats the run and uses its result."""
+    command = words.command(run)
+    if command is None:
+        body = "<p>The run recorded no flags.</p>"
+    else:
+        body = (
+            "<p>This command repeats the run in a new folder DIR; given the run's own "
+            f"folder, it resumes.</p><pre><code>{escape(command)}</code></pre>"
+        )
+    return page.SECTION.format(name="reproduce", title="How to reproduce", body=body)
+
+
+def settings(run: Run) -> str:
+    """Returns the section with every flag and the versions of the libraries."""
+    parts = []
+    if run.config.options:
+        listed = escape(", ".join(run.config.options))
+        number = len(run.config.decisions)
+        parts.append(f"<p>{number} decisions over the options {listed}.</p>")
+    if run.config.flags:
+        flags = {f"--{k}": words.flag_text(v) for k, v in run.config.flags.items()}
+        parts.append(_pairs("flag", flags))
+    if run.summary is not None and run.summary.versions:
+        parts.append(_pairs("library", run.summary.versions))
+    body = "\n".join(parts) or "<p>None were recorded.</p>"
+    return page.SECTION.format(
+        name="settings", title="Settings and versions", body=body
+    )
+
+
+def _pairs(kind: str, pairs: Mapping[str, str]) -> str:
+    lines = [
+        f"<tr><td><code>{escape(str(name))}</code></td>"
+        f"<td><code>{escape(str(value))}</code></td></tr>"
+        for name, value in sorted(pairs.items())
+    ]
+    header = f"<th>{kind}</th><th>{'version' if kind == 'library' else 'value'}</th>"
+    return _table(header, lines)
+
+
+def _table(header: str, lines: Sequence[str], foot: str = "") -> str:
+    foot = f"<tfoot>{foot}</tfoot>" if foot else ""
+    return (
+        f'<div class="scroll"><table><thead><tr>{header}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody>{foot}</table></div>"
+    )

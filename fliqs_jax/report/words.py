@@ -1,0 +1,182 @@
+"""Numbers and names as people read them, and a run's result in a sentence.
+
+Text only: shared by the HTML page and the terminal's tables.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fliqs_jax.formats import parse_format
+from fliqs_jax.report.records import Run, SiteRecord, UniformResult
+from fliqs_jax.sites import Site
+
+COST_NAMES = {"bops": "bit operations", "size": "model size", "latency": "latency"}
+
+
+def storage_bits(name: str) -> int | None:
+    """Returns a format's bits, or None where `name` is no format (a layer width)."""
+    try:
+        return int(parse_format(name).storage_bits)
+    except ValueError:
+        return None
+
+
+def pretty(name: str) -> str:
+    """Returns the usual spelling of a model or data set: "resnet20" is "ResNet-20"."""
+    for pattern, spelling in _SPELLINGS:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(spelling)
+    return name
+
+
+_SPELLINGS = (
+    (r"resnet_?(\d+)", r"ResNet-\1"),
+    (r"lenet_?(\d+)", r"LeNet-\1"),
+    (r"vit_?(\w+)", r"ViT-\1"),
+    (r"vit", r"ViT"),
+    (r"cifar(\d+)", r"CIFAR-\1"),
+    (r"mnist", r"MNIST"),
+    (r"imagenet2012", r"ImageNet"),
+    (r"fliqs", r"FLIQS"),
+    (r"fliqnas", r"FLIQNAS"),
+)
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Returns 0.812 as "81.2 %", and what is not a number as "not recorded"."""
+    return "not recorded" if math.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def count(number: float | int) -> str:
+    """Returns a count in three digits and a prefix: 4_710_000 is "4.71 M"."""
+    if math.isnan(number):
+        return "not recorded"
+    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:#.3g}".rstrip(".") + prefix
+    return f"{number:.3g}"
+
+
+def duration(seconds: float | int) -> str:
+    """Returns a time span in the two units that matter: "3 min 5 s"."""
+    if math.isnan(seconds):
+        return "not recorded"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def shorten(text: str, width: int) -> str:
+    """Returns `text` with its middle left out where it is longer than `width`.
+
+    The end of a site's path tells most, so two thirds of the room go to it.
+    """
+    if len(text) <= width:
+        return text
+    tail = max(1, 2 * (width - 1) // 3)
+    return text[: max(0, width - 1 - tail)] + "…" + text[-tail:]
+
+
+def cost_fraction(run: Run, cost_ratio: float) -> float:
+    """Returns a cost as a fraction of the reference's, from its ratio to the target."""
+    target = run.config.cost_target
+    return math.nan if target is None else cost_ratio * target
+
+
+def headline(run: Run) -> str:
+    """Returns the run's result in one sentence.
+
+    Example: "ResNet-8 on CIFAR-10: 81.2 % test accuracy at 0.141 of the cost of uniform
+    int8 (target 0.141)".
+    """
+    config, summary = run.config, run.summary
+    subject = f"{pretty(config.model)} on {pretty(config.dataset)}"
+    if summary is None:
+        steps = [int(series.steps[-1]) for series in run.train.values()]
+        total = f" of {config.phases.steps}" if config.phases else ""
+        done = f" (step {max(steps)}{total})" if steps else ""
+        return f"{subject}: the run has not finished{done}"
+    fraction = cost_fraction(run, summary.cost_ratio)
+    result = f"{subject}: {percent(summary.accuracy)} test accuracy"
+    if math.isnan(fraction):
+        return result
+    return (
+        f"{result} at {fraction:.3f} of the cost of uniform {config.cost_reference} "
+        f"(target {config.cost_target:.3f})"
+    )
+
+
+def budget_verdict(cost_ratio: float) -> str:
+    """Returns how a cost stands to its target, in words."""
+    if math.isnan(cost_ratio):
+        return "no budget recorded"
+    if abs(cost_ratio - 1) < 5e-4:  # would read 0.0 %
+        return "on the target"
+    if cost_ratio > 2:
+        return f"{cost_ratio:#.3g} times the target"
+    side = "over" if cost_ratio > 1 else "under"
+    return f"{percent(abs(cost_ratio - 1))} {side} the target"
+
+
+def nearest_uniform(run: Run) -> UniformResult | None:
+    """Returns the best uniform policy of at most the run's own cost (+0.5 %)."""
+    if run.summary is None:
+        return None
+    affordable = [
+        row
+        for row in run.summary.uniform
+        if row.cost <= 1.005 * run.summary.cost and not math.isnan(row.accuracy)
+    ]
+    return max(affordable, key=lambda row: row.accuracy, default=None)
+
+
+def cost_share(
+    sites: Sequence[Site | SiteRecord], policy: Mapping[str, tuple[str, str]], cost: str
+) -> dict[str, float]:
+    """Returns each site's share of the policy's cost, 0 to 1, by site path.
+
+    BOPs of a site are MACs x weight bits x input bits, its size is weights x bits. The
+    share of a latency needs the device, so bit operations stand in for it.
+    """
+    prices = {}
+    for site in sites:
+        if site.path not in policy:
+            continue
+        weight, activation = (storage_bits(name) or 32 for name in policy[site.path])
+        by_size = cost in ("size", "average_bits")
+        unit = site.weight_count if by_size else site.macs * activation
+        prices[site.path] = float(unit * weight)
+    total = sum(prices.values()) or 1.0
+    return {path: price / total for path, price in prices.items()}
+
+
+def command(run: Run) -> str | None:
+    """Returns the command that repeats the run, or None where its flags are unknown."""
+    if not run.config.flags:
+        return None
+    flags = [
+        _flag(name, value)
+        for name, value in sorted(run.config.flags.items())
+        if name != "workdir" and value is not None
+    ]
+    module = f"experiments.{run.config.method}"
+    return " ".join(["python -m", module, "--workdir=DIR", *flags])
+
+
+def flag_text(value: Any) -> str:
+    """Returns a flag's value as it is typed: a list joined by commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return shlex.quote(f"--{name}={flag_text(value)}")
