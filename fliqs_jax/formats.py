@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 # OCP / ml_dtypes grids that spend codes on infinity or NaN; every other eXmY name uses
 # all of its codes for finite values.
 _LARGEST_VALUE = {"e4m3": 448.0, "e5m2": 57344.0, "e3m4": 15.5}
@@ -44,7 +43,9 @@ class Format:
     min_value: Float[Array, "*K"]
     max_value: Float[Array, "*K"]
     storage_bits: Int[Array, "*K"]
-    needs_scale: Bool[Array, "*K"]  # False: wide range, dynamic scales are 1 (a cast)
+    needs_scale: Bool[
+        Array, "*K"
+    ]  # False (eight exponent bits, fp16): dynamic scales are 1
 
     def __getitem__(self, index) -> "Format":
         """Indexes every leaf; a traced index is a gather."""
@@ -86,7 +87,7 @@ class Format:
 
 
 def _format(
-    *, mantissa_bits, min_exponent, min_value, max_value, storage_bits, needs_scale=True
+    *, mantissa_bits, min_exponent, min_value, max_value, storage_bits, needs_scale
 ) -> Format:
     # NumPy leaves: a format made at import time starts no device.
     return Format(
@@ -107,14 +108,16 @@ def _integer(bits: int, signed: bool) -> Format:
         min_value=-(2.0**magnitude_bits) if signed else 0.0,
         max_value=2.0**magnitude_bits - 1.0,
         storage_bits=bits,
+        needs_scale=True,
     )
 
 
 def _float(
     exponent_bits: int,
     mantissa_bits: int,
+    *,
     largest: float | None = None,
-    needs_scale: bool = True,
+    needs_scale: bool | None = None,
 ) -> Format:
     bias = 2 ** (exponent_bits - 1) - 1
     # With 8 exponent bits the topmost binade starts at 2**128: not a float32.
@@ -127,7 +130,8 @@ def _float(
         min_value=-largest,
         max_value=largest,
         storage_bits=1 + exponent_bits + mantissa_bits,
-        needs_scale=needs_scale,
+        # Eight exponent bits are float32's own range.
+        needs_scale=exponent_bits < 8 if needs_scale is None else needs_scale,
     )
 
 
@@ -138,7 +142,8 @@ def parse_format(name: str) -> Format:
     exponent bits of bias 2**(X-1) - 1, Y mantissa bits and subnormals. `e4m3` is
     ml_dtypes' float8_e4m3fn (largest 448), `e5m2` and `e3m4` are the IEEE-like ones
     (57344 and 15.5); any other eXmY uses every code for a finite value. Values beyond
-    the largest float32 are left out of e8mY.
+    the largest float32 are left out of e8mY. Formats of eight exponent bits, and fp16,
+    need no scale: a dynamic one is 1, which makes them casts.
 
     Args:
       name: int2...int16, uint2...uint16, eXmY (1 <= X <= 8, 0 <= Y <= 22), bf16, fp16
@@ -158,11 +163,11 @@ def parse_format(name: str) -> Format:
       (448.0, -8.0)
     """
     if name == "bf16":
-        return _float(8, 7, needs_scale=False)
+        return _float(8, 7)
     if name == "fp16":
         return _float(5, 10, largest=65504.0, needs_scale=False)
     if name == "fp32":
-        return _float(8, 23, largest=_FLOAT32_MAX, needs_scale=False)
+        return _float(8, 23)
     if match := re.fullmatch(r"(u?)int([1-9][0-9]?)", name):
         bits = int(match[2])
         if 2 <= bits <= 16:
@@ -210,15 +215,16 @@ def as_unsigned(fmt: Format, nonnegative: Bool[ArrayLike, "*K"]) -> Format:
       >>> as_unsigned(parse_format("int4"), True).values().max().item()
       15.0
     """
+    max_value = jnp.asarray(fmt.max_value)
     # Only two's complement reaches one step further below zero than above.
-    signed_integer = jnp.asarray(fmt.min_value) == -1.0 - fmt.max_value
+    signed_integer = max_value + fmt.min_value == -1.0
     change = jnp.asarray(nonnegative) & signed_integer
     extra = change.astype(jnp.int32)
     return fmt.replace(
         mantissa_bits=fmt.mantissa_bits + extra,
         min_exponent=fmt.min_exponent + extra,
         min_value=jnp.where(change, 0.0, fmt.min_value),
-        max_value=jnp.where(change, 2.0 * fmt.max_value + 1.0, fmt.max_value),
+        max_value=jnp.where(change, 2.0 * max_value + 1.0, max_value),
     )
 
 

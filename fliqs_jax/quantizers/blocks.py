@@ -25,8 +25,8 @@ def mx_scale(bound: Float[Array, "*C"], fmt: Format) -> Float[Array, "*C"]:
       fmt: one format, may be traced.
 
     Returns:
-      The scales, within 2**-126...2**126; 1 where the bound is zero and for formats
-      that need no scale.
+      The scales, within 2**-100...2**126 (the specification's reach down to 2**-127); 1
+      where the bound is zero and for formats that need no scale.
 
     Reference:
       OCP Microscaling Formats (MX) Specification 1.0, section 6.3
@@ -37,7 +37,7 @@ def mx_scale(bound: Float[Array, "*C"], fmt: Format) -> Float[Array, "*C"]:
       [1.0, 1.0]
     """
     exponent = floor_log2(bound) - floor_log2(jnp.asarray(fmt.max_value))
-    scale = power_of_two(jnp.clip(exponent, -126, 126))
+    scale = power_of_two(jnp.clip(exponent, -100, 126))
     return jnp.where(jnp.asarray(fmt.needs_scale) & (bound > 0), scale, 1.0)
 
 

@@ -10,13 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from fliqs_jax.formats import Format
-from fliqs_jax.quantizers.rounding import round_to_grid
-from fliqs_jax.quantizers.scales import (
-    LARGEST_SCALE,
-    SMALLEST_SCALE,
-    as_float32,
-    reduced_axes,
-)
+from fliqs_jax.quantizers.rounding import SMALLEST_SCALE, round_to_grid
+from fliqs_jax.quantizers.scales import as_float32, reduced_axes
 from fliqs_jax.quantizers.straight_through import broadcastable_scale, check_format
 
 
@@ -60,7 +55,7 @@ def init_lsq_step(
 
 @jax.custom_jvp
 def _lsq(x, step_size, fmt):
-    return round_to_grid(x * (1.0 / step_size), fmt) * step_size
+    return round_to_grid(x, fmt, step_size)
 
 
 @_lsq.defjvp
@@ -76,7 +71,7 @@ def _lsq_jvp(primals, tangents):
     elements = max(x.size, 1) / max(step_size.size, 1)
     pace = 1.0 / (jnp.sqrt(elements) * jnp.sqrt(fmt.max_value))
     step_dot = jnp.broadcast_to(step_dot * pace, x.shape)
-    return codes * step_size, jnp.where(inside, x_dot, 0.0) + slope * step_dot
+    return _lsq(x, step_size, fmt), jnp.where(inside, x_dot, 0.0) + slope * step_dot
 
 
 def lsq(
@@ -94,7 +89,7 @@ def lsq(
 
     Args:
       x: the tensor, any floating type.
-      step_size: s, positive; broadcasts against x. Values below 2**-126 count as that.
+      step_size: s, positive; broadcasts against x. Values below 2**-100 count as that.
       fmt: one format, may be traced. Formats that need no scale are a cast: they
         ignore the step, whose gradient is then zero. fp32 returns x.
 
@@ -119,7 +114,6 @@ def lsq(
     fmt = jax.tree.map(jnp.asarray, fmt)
     x32 = as_float32(x)
     step_size = broadcastable_scale(step_size, x32)
-    step_size = jnp.clip(step_size, SMALLEST_SCALE, LARGEST_SCALE)
     y = _lsq(x32, jnp.where(fmt.needs_scale, step_size, 1.0), fmt)
     return jnp.where(fmt.mantissa_bits >= 23, x32, y).astype(x.dtype)
 
@@ -130,7 +124,7 @@ def _pact(x, clip, fmt):
     scale = jnp.where(fmt.needs_scale, clip / fmt.max_value, 1.0)
     scale = jnp.maximum(scale, SMALLEST_SCALE)
     clipped = jnp.clip(x, low, clip)
-    on_grid = round_to_grid(clipped * (1.0 / scale), fmt) * scale
+    on_grid = round_to_grid(clipped, fmt, scale)
     return jnp.where(fmt.mantissa_bits >= 23, clipped, on_grid)
 
 
@@ -186,5 +180,4 @@ def pact(
     fmt = jax.tree.map(jnp.asarray, fmt)
     x32 = as_float32(x)
     clip = broadcastable_scale(clip, x32, name="clip")
-    clip = jnp.clip(clip, SMALLEST_SCALE, LARGEST_SCALE)
     return _pact(x32, clip, fmt).astype(x.dtype)

@@ -14,10 +14,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from fliqs_jax.formats import Format
-from fliqs_jax.quantizers.rounding import round_to_grid
-
-# A scale and its reciprocal must be normal float32: the CPU flushes others to zero.
-SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
+from fliqs_jax.quantizers.rounding import LARGEST_SCALE, SMALLEST_SCALE, round_to_grid
 
 
 def as_float32(x: Num[ArrayLike, "*S"]) -> Float[Array, "*S"]:
@@ -55,7 +52,7 @@ def scale_of_bound(bound: Num[ArrayLike, "*C"], fmt: Format) -> Float[Array, "*C
       fmt: one format, scalar fields, may be traced.
 
     Returns:
-      The scale, float32, within [2**-126, 2**126]. It is 1 where the bound is zero or
+      The scale, float32, within [2**-100, 2**126]. It is 1 where the bound is zero or
       not finite, and for formats that need no scale (bf16, fp16, fp32).
 
     Example:
@@ -179,7 +176,7 @@ def squared_error(
     x: Float[Array, "*S"], fmt: Format, scale: Float[Array, "..."]
 ) -> Float[Array, "*S"]:
     """Returns (quantized - x)**2 per element, float32, zero where x is not finite."""
-    error = round_to_grid(x * (1.0 / scale), fmt) * scale - x
+    error = round_to_grid(x, fmt, scale) - x
     return jnp.where(jnp.isfinite(x), error * error, 0.0)
 
 

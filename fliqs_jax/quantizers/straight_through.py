@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
 from fliqs_jax.formats import Format
-from fliqs_jax.quantizers.rounding import round_to_grid
+from fliqs_jax.quantizers.rounding import LARGEST_SCALE, SMALLEST_SCALE, round_to_grid
 from fliqs_jax.quantizers.scales import (
-    LARGEST_SCALE,
-    SMALLEST_SCALE,
     absmax,
     as_float32,
 )
@@ -32,15 +30,21 @@ def check_format(fmt: Format) -> None:
 def broadcastable_scale(
     scale: Num[ArrayLike, "..."], x: Float[Array, "*S"], *, name: str = "scale"
 ) -> Float[Array, "..."]:
-    """Returns a scale in float32, with x's number of axes or none; checks both."""
+    """Returns a scale in float32, with x's number of axes or none, after checking it.
+
+    Kept within the kernel's bounds; so a zero scale (of a dead channel, say) is none.
+    """
     if isinstance(scale, int | float) and not scale > 0:
         raise ValueError(f"{name} must be positive, got {scale}")
-    scale = jnp.asarray(scale, jnp.float32)
+    scale = jnp.clip(jnp.asarray(scale, jnp.float32), SMALLEST_SCALE, LARGEST_SCALE)
     if not scale.ndim:
         return scale
     # The missing leading axes, spelled out: under rank promotion "raise" too.
     padded = (1,) * (x.ndim - scale.ndim) + scale.shape
-    if jnp.broadcast_shapes(padded, x.shape) != x.shape:
+    fits = len(padded) == x.ndim and all(
+        size in (1, length) for size, length in zip(padded, x.shape, strict=True)
+    )
+    if not fits:
         raise ValueError(f"{name} {scale.shape} does not broadcast to x {x.shape}")
     return scale.reshape(padded)
 
@@ -48,10 +52,7 @@ def broadcastable_scale(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _straight_through(x, fmt, scale, key, clip_gradient):
     random_bits = None if key is None else jax.random.bits(key, x.shape, jnp.uint32)
-    # The reciprocal is spelled out: XLA multiplies by it anyway when the scale is a
-    # constant, and jit must equal eager. A zero scale gives zeros, not NaN.
-    inverse = 1.0 / jnp.clip(scale, SMALLEST_SCALE, LARGEST_SCALE)
-    on_grid = round_to_grid(x * inverse, fmt, random_bits=random_bits) * scale
+    on_grid = round_to_grid(x, fmt, scale, random_bits=random_bits)
     return jnp.where(fmt.mantissa_bits >= 23, x, on_grid)  # fp32: bit for bit
 
 
@@ -88,7 +89,8 @@ def fake_quantize(
     Args:
       x: the tensor, any floating type.
       fmt: one format (scalar fields), may be traced.
-      scale: s, positive; broadcasts against x, shape [C] for one scale a channel. None
+      scale: s, positive; broadcasts against x, shape [C] for one scale a channel. Kept
+        within 2**-100...2**126, so that a zero channel's zero scale does no harm. None
         is the tensor's `absmax`, which is 1 (a cast) for bf16 and fp16.
       clip_gradient: False passes the gradient outside the range too.
       key: a random key for stochastic rounding: to either neighbour, unbiased.
