@@ -4,12 +4,10 @@ The only place, with the launchers themselves, where text becomes objects.
 """
 
 import dataclasses
-import difflib
 import importlib
+import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 import fliqs_jax as fq
@@ -20,19 +18,17 @@ from fliqs_jax.train.job import JobSettings
 FLAGS = flags.FLAGS
 
 # What may differ when a run is continued in the same workdir: how, not what, it computes.
-VOLATILE = (
+SESSION = (
     "workdir", "data_dir", "download", "log_every", "keep", "checkpoint_every",
-    "evaluate_every", "steps_per_call", "profile", "flagfile",
+    "evaluate_every", "steps_per_call", "profile",
 )  # fmt: skip
-
-COSTS = {"bops": costs.site_bops, "size": costs.site_size_bits}
 
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 
 def define(kind: str, name: str, default: Any, text: str, **keywords: Any) -> None:
     """Defines an absl flag that belongs to a run's identity (unless volatile)."""
-    getattr(flags, f"DEFINE_{kind}")(name, default, text, **keywords)
+    getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
     _OURS.append(name)
 
 
@@ -46,8 +42,8 @@ def define_common_flags(*, steps: int) -> None:
     define("string", "model", "resnet8", "Name of a model, or package.module:factory.")
     define("list", "model_options", [], "Fields of the model: width=32,dtype=bfloat16.")
     define("list", "formats", ["int2", "int3", "int4", "int8"], "The options.")
-    define("enum", "cost", "bops", "What the budget counts.", enum_values=[*COSTS, "latency"])
-    define("string", "device", "cpu_2_cores", "Roofline device for --cost=latency.")
+    define("enum", "cost", "bops", "What the budget counts.", enum_values=["bops", "size", "latency"])
+    define("string", "device", "cpu_2_cores", f"For --cost=latency: {', '.join(costs.DEVICES)}.")
     define("float", "cost_target", 0.14, "Budget, a fraction of the reference's cost.")
     define("string", "cost_reference", "int8", "Format of the uniform reference policy.")
     define("integer", "steps", steps, "Training steps.")
@@ -68,9 +64,39 @@ def define_common_flags(*, steps: int) -> None:
     define("bool", "profile", False, "Trace some steps into WORKDIR/profile.")
 
 
-def identity() -> dict[str, Any]:
-    """Returns the values of the run's flags, by name."""
-    return {name: FLAGS[name].value for name in _OURS}
+def run_config() -> dict[str, Any]:
+    """Returns what the flags say of the run: its identity, and how this session runs."""
+    values = {name: FLAGS[name].value for name in _OURS}
+    by_name = ":" not in FLAGS.model
+    return {
+        "model": FLAGS.model,
+        "cost": FLAGS.cost,
+        "flags": {name: values[name] for name in _OURS if name not in SESSION},
+        "session": {
+            **{name: values[name] for name in _OURS if name in SESSION},
+            "command": ["python", "-m", "experiments." + _launcher(), *sys.argv[1:]],
+        },
+        "network": {
+            "name": FLAGS.model if by_name else None,
+            "options": model_options(),
+        },
+    }
+
+
+def _launcher() -> str:
+    return sys.argv[0].rpartition("/")[2].removesuffix(".py")
+
+
+def site_cost() -> costs.SiteCost:
+    """Returns the price of a site that --cost names."""
+    if FLAGS.cost == "bops":
+        return costs.site_bops
+    if FLAGS.cost == "size":
+        return costs.site_size
+    if FLAGS.device not in costs.DEVICES:
+        names = ", ".join(costs.DEVICES)
+        raise ValueError(f"--device={FLAGS.device}: use one of {names}")
+    return costs.make_site_latency(costs.DEVICES[FLAGS.device])
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -114,17 +140,21 @@ def dataset() -> Dataset:
     )
 
 
+def model_options() -> dict[str, Any]:
+    """Returns the fields of the model that the flags set."""
+    options = parse_options(FLAGS.model_options)
+    if FLAGS.dtype != "float32":
+        options["dtype"] = FLAGS.dtype
+    return options
+
+
 def model(num_classes: int) -> Any:
     """Returns the model that the flags name: one of ours, or a user's own factory."""
-    options = parse_options(FLAGS.model_options)
-    if FLAGS.dtype == "bfloat16":
-        options["dtype"] = jnp.bfloat16
     if ":" not in FLAGS.model:
-        return fq.create_model(FLAGS.model, num_classes=num_classes, **options)
+        return fq.create_model(FLAGS.model, num_classes=num_classes, **model_options())
     module_name, _, factory_name = FLAGS.model.partition(":")
     try:
-        module = importlib.import_module(module_name)
-        factory = getattr(module, factory_name)
+        factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--model={FLAGS.model}: {error}") from error
-    return factory(num_classes=num_classes, **options)
+    return factory(num_classes=num_classes, **model_options())

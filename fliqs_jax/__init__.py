@@ -1,0 +1,49 @@
+"""Finds a number format for every layer of a Flax model, in about one training run.
+
+The names that most users need. Everything else is in the subpackages, by its folder.
+"""
+
+from fliqs_jax.costs import average_bits, bops, latency_s, model_bits
+from fliqs_jax.data import load_dataset
+from fliqs_jax.formats import Format, parse_format, stack_formats
+from fliqs_jax.models import create_model, model_names
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.quantizers import fake_quantize
+from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.format_search import (
+    FliqsSettings,
+    OptimizerSettings,
+    SearchResult,
+    search_formats,
+)
+from fliqs_jax.searchers.network import Network, load_network
+from fliqs_jax.sites import Site, find_sites
+from fliqs_jax.train.job import JobSettings
+
+__all__ = [
+    "FliqsSettings",
+    "Format",
+    "JobSettings",
+    "Network",
+    "OptimizerSettings",
+    "Policy",
+    "QuantizedModel",
+    "SearchResult",
+    "SearchSpace",
+    "Site",
+    "SiteFormats",
+    "average_bits",
+    "bops",
+    "create_model",
+    "fake_quantize",
+    "find_sites",
+    "latency_s",
+    "load_dataset",
+    "load_network",
+    "model_bits",
+    "model_names",
+    "parse_format",
+    "search_formats",
+    "stack_formats",
+]

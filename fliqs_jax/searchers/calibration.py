@@ -8,12 +8,14 @@ over it for a maximum. Not here: how a bound becomes a scale (`quantized_model`)
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fliqs_jax.formats import as_unsigned, stack_formats
-from fliqs_jax.policy import SearchSpace, SiteFormats
+from fliqs_jax.formats import as_unsigned, stack_formats, unsigned_name
+from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import Observations
 from fliqs_jax.quantizers import best_clips, gaussian_clip_factors
+from fliqs_jax.search_space import SearchSpace
 
 
 @flax.struct.dataclass
@@ -89,4 +91,16 @@ def calibrated_formats(
         activation=as_unsigned(formats.activation, state.nonnegative),
         weight_clip=state.weight_clip[weight_index],
         activation_clip=state.activation_clip[site, activation_index],
+    )
+
+
+def unsigned_inputs(policy: Policy, nonnegative: Bool[np.ndarray, "L"]) -> Policy:
+    """Returns the policy with unsigned names where a site's input is never negative."""
+    return Policy(
+        {
+            path: (weights, unsigned_name(activations) if flag else activations)
+            for (path, (weights, activations)), flag in zip(
+                policy.items(), nonnegative, strict=True
+            )
+        }
     )

@@ -15,6 +15,7 @@ Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,18 +25,21 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from fliqs_jax.controller import Controller, ControllerState
+from fliqs_jax.controller import Controller, ControllerState, entropy
 from fliqs_jax.costs import CostTable, check_feasible, most_probable_within
-from fliqs_jax.policy import Policy, SearchSpace, SiteFormats
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.calibration import (
     Calibration,
     calibrated_formats,
     init_calibration,
+    unsigned_inputs,
     update_calibration,
 )
 from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS
+from fliqs_jax.train.mapping import AXIS, Step
 
 
 @flax.struct.dataclass
@@ -265,6 +269,64 @@ class Fliqs:
             options = log_probabilities.argmax(axis=1)
         fixed = jax.device_put(np.asarray(options, np.int32), state.step.sharding)
         return state.replace(fixed_options=fixed)
+
+    def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
+        """Returns the work between steps: clip bounds now and then, the end of search."""
+        hooks = []
+        if not self.dynamic_scales:
+            calibrate = compile(self.calibrate)
+
+            def start(state, batch):
+                # Bounds follow the inputs, and the inputs of deep sites the bounds.
+                for _ in range(3):
+                    state, _ = calibrate(state, batch)
+                return state
+
+            later = range(self.calibrate_every, steps, self.calibrate_every)
+            hooks.append(Hook(frozenset({0}), start))
+            hooks.append(
+                Hook(frozenset(later), lambda state, batch: calibrate(state, batch)[0])
+            )
+        if self.policy is None:
+            hooks.append(
+                Hook(
+                    frozenset({self.phases.search_end}),
+                    lambda state, batch: self.fix_policy(state),
+                )
+            )
+        return hooks
+
+    def current_options(self, state: SearchState) -> Int[np.ndarray, "D"]:
+        """Returns the fixed options, or the most probable ones while searching (host)."""
+        if self.policy is not None or int(state.step) >= self.phases.search_end:
+            return np.asarray(state.fixed_options)
+        return np.asarray(self.fix_policy(state).fixed_options)
+
+    def current_formats(self, state: SearchState) -> SiteFormats:
+        """Returns formats and scales of `current_options`."""
+        return self.formats(state, jnp.asarray(self.current_options(state)))
+
+    def final_policy(self, state: SearchState) -> Policy:
+        """Returns the policy as run: inputs that are never negative have unsigned grids."""
+        policy = self.space.policy(self.current_options(state))
+        if self.dynamic_scales:
+            return policy
+        return unsigned_inputs(policy, np.asarray(state.calibration.nonnegative))
+
+    def progress(self, state: SearchState) -> dict[str, Any]:
+        """Returns entropy, expected cost over target, and the table of probabilities."""
+        if self.policy is not None:
+            return {}
+        if int(state.step) > self.phases.search_end:
+            cost = self.costs.exact_cost(np.asarray(state.fixed_options))
+            return {"expected_cost_ratio": cost / self.target}
+        probabilities = jax.nn.softmax(state.controller.logits)
+        return {
+            "entropy": float(entropy(state.controller.logits)),
+            "expected_cost_ratio": float(self.costs.expected(probabilities))
+            / self.target,
+            "probabilities": np.asarray(probabilities).round(4),
+        }
 
     def _keys(self, state: SearchState) -> dict[str, Key[Array, ""]]:
         key = jax.random.fold_in(state.key, state.step)

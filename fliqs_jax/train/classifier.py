@@ -6,15 +6,20 @@ that it is training. Knows nothing of losses or of search.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fliqs_jax.data import normalise
 from fliqs_jax.policy import Policy, SiteFormats
-from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.quantized_model import Observations, QuantizedModel
+from fliqs_jax.sites import Site, find_sites
+
+Augment = Callable[[Array, Array], Array]  # (key, uint8 images) -> images
 
 # Names under which models take "this is training", with the value that says so.
 _TRAINING_ARGUMENTS = {
@@ -44,6 +49,18 @@ def training_arguments(model: Any, train: bool) -> dict[str, bool]:
     }
 
 
+def image_sites(model: nn.Module, image_shape: Sequence[int]) -> tuple[Site, ...]:
+    """Returns the sites of an image classifier, by shapes alone.
+
+    Example:
+      >>> from fliqs_jax.models import create_model
+      >>> [site.path for site in image_sites(create_model("lenet300"), (28, 28, 1))]
+      ['Dense_0', 'Dense_1', 'Dense_2']
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return find_sites(model, image, **training_arguments(model, train=False))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
     """A model with its quantization and its input statistics; holds no variables.
@@ -54,7 +71,7 @@ class Classifier:
     quantized: QuantizedModel
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
-    augment: Callable[[Array, Array], Array] | None = None  # (key, images) -> images
+    augment: Augment | None = None  # of training batches, on device
 
     def init(self, key: Array, images: Array) -> tuple[PyTree, PyTree]:
         """Returns freshly initialised (params, model state)."""
@@ -68,10 +85,7 @@ class Classifier:
 
     def normalise(self, images: Array) -> Float[Array, "B H W C"]:
         """Returns float32 images with zero mean and unit variance per channel."""
-        scale = 1.0 / (255.0 * jnp.asarray(self.std, jnp.float32))
-        shift = jnp.asarray(self.mean, jnp.float32) / jnp.asarray(self.std, jnp.float32)
-        expand = (None,) * (images.ndim - 1)
-        return images.astype(jnp.float32) * scale[expand] - shift[expand]
+        return normalise(images, jnp.asarray(self.mean), jnp.asarray(self.std))
 
     def train_forward(
         self,
@@ -106,4 +120,23 @@ class Classifier:
             self.normalise(images),
             policy=formats,
             **training_arguments(self.quantized.model, train=False),
+        )
+
+    def observe(
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        images: Array,
+        *,
+        formats: SiteFormats | Policy | None,
+        dropout_key: Array | None = None,
+    ) -> Observations:
+        """Returns statistics of the sites' inputs in training mode."""
+        return self.quantized.observe(
+            {"params": params, **model_state},
+            images,
+            policy=formats,
+            mutable=list(model_state),
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+            **training_arguments(self.quantized.model, train=True),
         )

@@ -149,8 +149,11 @@ def run_job(
             start, saved = restored
             state, timer.before = saved["state"], float(saved["seconds"])
             say(f"resumed at step {start} of {settings.steps}")
-        with MetricsWriter(workdir, resume_step=start) as writer:
-            journal = Journal(searcher.progress, writer, steps=settings.steps)
+        resume_step = None if restored is None else start
+        with MetricsWriter(workdir, resume_step=resume_step) as writer:
+            journal = Journal(
+                searcher.progress, writer, start=start, steps=settings.steps
+            )
             cuts = list(segments(start, settings.steps, _events(hooks, settings)))
             traced = cuts[min(1, len(cuts) - 1)] if cuts else None  # past compilation
             for begin, end in cuts:
@@ -173,6 +176,7 @@ def run_job(
                 state = evaluator.recalibrated(state, formats)
                 journal.evaluation(settings.steps, evaluator.validate(state, formats))
                 checkpoints.save(settings.steps, _saved(state, timer.total()))
+            journal.close()
         checkpoints.wait()
     return state, evaluator, {
         "seconds": timer.total(),

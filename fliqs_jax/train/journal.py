@@ -33,6 +33,7 @@ class Journal:
       progress: from a state to what to log of it: scalars, and `probabilities`, rows of
         a controller's table, where there is one.
       writer: of `metrics.jsonl` and TensorBoard.
+      start: step at which this session begins.
       steps: of the whole run.
     """
 
@@ -41,6 +42,7 @@ class Journal:
         progress: Callable[[PyTree], dict[str, Any]],
         writer: MetricsWriter,
         *,
+        start: int,
         steps: int,
     ):
         self._progress = progress
@@ -49,7 +51,7 @@ class Journal:
         self._line = ProgressLine(steps)
         self._collected: list[dict[str, np.ndarray]] = []
         self._since = time.monotonic()
-        self._last_policy_row = -1
+        self._last_policy_row = start * _POLICY_ROWS // steps if start else -1
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """Takes the metrics of some steps, one value a step."""
@@ -70,14 +72,14 @@ class Journal:
         progress = self._progress(state)
         probabilities = progress.pop("probabilities", None)
         row |= progress
-        self._writer.write(step, "train", row)
-        self._line.update(step, row)
+        self._writer.write("train", step, row)
+        self._line.update(step, {k: v for k, v in row.items() if v is not None})
         if probabilities is not None and self._policy_row_due(step):
-            self._writer.write(step, "policy", {"probabilities": probabilities})
+            self._writer.write("policy", step, {"probabilities": probabilities})
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
         """Writes a result on the validation split."""
-        self._writer.write(step, "evaluation", {"split": "validation", **result})
+        self._writer.write("evaluation", step, {"split": "validation", **result})
         self._since = time.monotonic()  # the evaluation is no part of the steps' speed
 
     def _policy_row_due(self, step: int) -> bool:
@@ -85,6 +87,10 @@ class Journal:
         due = row > self._last_policy_row or step == self._steps
         self._last_policy_row = max(row, self._last_policy_row)
         return due
+
+    def close(self) -> None:
+        """Leaves the last progress line standing."""
+        self._line.close()
 
 
 def _mean(values: np.ndarray) -> float | None:

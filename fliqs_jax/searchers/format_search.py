@@ -1,0 +1,299 @@
+"""A format search from plain objects to a finished workdir.
+
+Puts the pieces of a FLIQS run together: network, space, cost, controller, phases; runs
+the job; evaluates; writes the results. What happens in a step is in `fliqs`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from fliqs_jax.controller import Controller, default, published
+from fliqs_jax.costs import CostTable, SiteCost, check_feasible, cost_table, site_bops
+from fliqs_jax.data import Dataset
+from fliqs_jax.policy import Policy
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.fliqs import Fliqs, Phases
+from fliqs_jax.searchers.network import save_network
+from fliqs_jax.searchers.results import describe_sites, write_results
+from fliqs_jax.train.classifier import Augment, Classifier
+from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.job import JobSettings, run_job
+from fliqs_jax.train.mapping import make_mesh
+from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
+from fliqs_jax.train.workdir import open_workdir, read_json
+
+# (costs, target, phases) -> controller
+Recipe = Callable[[CostTable, float, Phases], Controller]
+
+
+def default_recipe(**settings: Any) -> Recipe:
+    """Returns the default controller's recipe; settings as in `controller.default`."""
+
+    def make(costs: CostTable, target: float, phases: Phases) -> Controller:
+        return default(
+            lambda probabilities: costs.expected(probabilities) / target,
+            warmup_steps=phases.warmup_end,
+            end_step=max(phases.search_end, phases.warmup_end + 1),
+            **settings,
+        )
+
+    return make
+
+
+def published_recipe(**settings: Any) -> Recipe:
+    """Returns the published controller's recipe; settings as in `controller.published`."""
+
+    def make(costs: CostTable, target: float, phases: Phases) -> Controller:
+        return published(
+            lambda options: costs.of(options) / target,
+            warmup_steps=phases.warmup_end,
+            end_step=max(phases.search_end, phases.warmup_end + 1),
+            **settings,
+        )
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FliqsSettings:
+    """How formats are searched. The defaults are the form for 10^3 to 10^4 steps."""
+
+    recipe: Recipe = default_recipe()
+    judge_every: int = 8  # steps between two updates of the controller
+    warmup_fraction: float = 0.25  # of the steps, policies drawn uniformly
+    final_fraction: float = 0.2  # of the steps, at the policy found
+    within_budget: bool = True  # final policy: most probable within budget, or argmax
+    calibrate_every: int = 100  # steps between two updates of the clip bounds
+    dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
+    per_channel: bool = True  # one weight scale an output channel
+    clip_gradient: bool = True  # no gradient to clipped values
+    label_smoothing: float = 0.0
+
+
+# The FLIQS authors' code: one sample a step, absmax scales per tensor, no mask on the
+# gradient, the argmax policy at the end, no last phase.
+PUBLISHED = FliqsSettings(
+    recipe=published_recipe(),
+    judge_every=1,
+    final_fraction=0.0,
+    within_budget=False,
+    dynamic_scales=True,
+    per_channel=False,
+    clip_gradient=False,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How the weights are trained; see `fliqs_jax.train.optimizers`."""
+
+    name: str = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+
+    def make(self, steps: int) -> optax.GradientTransformation:
+        schedule = cosine_schedule(self.learning_rate, steps=steps)
+        return make_optimizer(self.name, schedule, weight_decay=self.weight_decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """A finished search: what was found and where it lies."""
+
+    policy: Policy
+    accuracy: float  # test set, at the policy, in [0, 1]
+    cost: float  # in the cost's own unit
+    summary: Mapping[str, Any]  # as in summary.json
+    workdir: str
+
+
+def search_formats(
+    model: nn.Module,
+    dataset: Dataset,
+    space: SearchSpace,
+    *,
+    workdir: str,
+    cost_target: float,
+    job: JobSettings,
+    cost: SiteCost = site_bops,
+    cost_reference: str = "int8",
+    fliqs: FliqsSettings = FliqsSettings(),  # noqa: B008 (frozen)
+    optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
+    augment: Augment | None = None,
+    policy: Policy | None = None,
+    config: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> SearchResult:
+    """Finds a format for every site in one training run, and trains the weights.
+
+    Run again with the same workdir and arguments, it continues where it stopped, or
+    returns the finished result.
+
+    Args:
+      model: a linen module called as `model(images)` with float images [B, H, W, C],
+        and `train=` or a like argument if it has one.
+      dataset: from `load_dataset`.
+      space: what may be chosen.
+      workdir: a new folder, or that of the same run.
+      cost_target: budget as a fraction of the reference's cost, positive.
+      job: steps, batch size, seed, and how to run.
+      cost: price of one site.
+      cost_reference: format of the uniform policy that costs 1.
+      fliqs: settings of the method.
+      optimizer: of the weights.
+      augment: `(key, images) -> images` for training batches, on device.
+      policy: train at this policy instead of searching.
+      config: what else identifies the run, for its `config.json`.
+      say: receives what a person wants to read.
+
+    Raises:
+      ValueError: before any compilation, if an argument is out of range, the budget out
+        of reach, or the workdir another run's.
+      TrainingDiverged: if the loss became NaN or infinite.
+    """
+    mesh = make_mesh()
+    costs = cost_table(space, cost)
+    reference = costs.reference(cost_reference)
+    target = cost_target * reference
+    if policy is None:
+        _check_target(costs, target, reference, cost_reference)
+    searching = policy is None
+    phases = Phases.of(
+        job.steps,
+        warmup_fraction=fliqs.warmup_fraction if searching else 0.0,
+        final_fraction=fliqs.final_fraction if searching else 1.0,
+    )
+    classifier = Classifier(
+        quantized=QuantizedModel(
+            model,
+            sites=space.sites,
+            per_channel=fliqs.per_channel,
+            clip_gradient=fliqs.clip_gradient,
+        ),
+        mean=tuple(dataset.mean.tolist()),
+        std=tuple(dataset.std.tolist()),
+        augment=augment,
+    )
+    searcher = Fliqs(
+        classifier=classifier,
+        space=space,
+        costs=costs,
+        target=target,
+        controller=fliqs.recipe(costs, target, phases),
+        phases=phases,
+        optimizer=optimizer.make(job.steps),
+        judge_every=fliqs.judge_every,
+        calibrate_every=fliqs.calibrate_every,
+        label_smoothing=fliqs.label_smoothing,
+        within_budget=fliqs.within_budget,
+        dynamic_scales=fliqs.dynamic_scales,
+        policy=policy,
+    )
+    identity = {
+        "method": "fliqs",
+        "dataset": dataset.name,
+        "sites": describe_sites(space.sites),
+        "decisions": list(space.decision_names),
+        "options": list(space.option_names),
+        "cost_reference": cost_reference,
+        "cost_target": cost_target,
+        "phases": dataclasses.asdict(phases),
+        "steps": job.steps,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "devices": mesh.size,
+        "network": {
+            "name": None,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.train.image_shape),
+            "per_channel": fliqs.per_channel,
+        },
+    }
+    for name, value in (config or {}).items():
+        known = identity.get(name)
+        identity[name] = {**known, **value} if isinstance(known, dict) else value
+    with open_workdir(workdir, identity, volatile=("session",)) as folder:
+        if (folder / "summary.json").exists():
+            say(f"{folder} holds a finished run")
+            return _finished(folder)
+        state, evaluator, facts = run_job(
+            searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
+        )
+        policy = searcher.final_policy(state)
+        formats = searcher.current_formats(state)
+        price = costs.exact_cost(searcher.current_options(state))
+        result = evaluator.test(state, formats)
+        uniform = _uniform_policies(searcher, evaluator, state)
+        progress = searcher.progress(state.replace(step=jnp.asarray(phases.search_end)))
+        save_network(folder, state, formats, classifier)
+        summary = {
+            "accuracy": result["accuracy"],
+            "loss": result["loss"],
+            "cost": price,
+            "cost_target": target,
+            "cost_ratio": price / target,
+            "cost_of_reference": reference,
+            "steps": job.steps,
+            "entropy": progress.get("entropy"),
+            "seed": job.seed,
+            "uniform": uniform,
+            **facts,
+        }
+        report = write_results(folder, policy=policy, summary=summary, say=say)
+        say(f"report: {report}")
+        return _finished(folder)
+
+
+def _check_target(costs: CostTable, target: float, reference: float, name: str) -> None:
+    """Refuses a budget out of reach, in the words of the flag: a fraction."""
+    try:
+        if not target > 0 or not math.isfinite(target):
+            raise ValueError(f"cost_target must be positive, got {target / reference}")
+        check_feasible(costs, target)
+    except ValueError as error:
+        raise ValueError(
+            f"cost_target {target / reference:.4g} of uniform {name}: {error}. "
+            f"As fractions, the space reaches {costs.minimum() / reference:.4g} to "
+            f"{costs.maximum() / reference:.4g}"
+        ) from None
+
+
+def _uniform_policies(
+    searcher: Fliqs, evaluator: Evaluator, state: PyTree
+) -> list[dict[str, Any]]:
+    """Returns accuracy and cost of the final weights with one option everywhere."""
+    rows = []
+    for index, name in enumerate(searcher.space.option_names):
+        options = np.full(searcher.space.num_decisions, index, np.int32)
+        formats = searcher.formats(state, jnp.asarray(options))
+        fresh = evaluator.recalibrated(state, formats)
+        price = searcher.costs.exact_cost(options)
+        rows.append(
+            {
+                "format": name,
+                "accuracy": evaluator.test(fresh, formats)["accuracy"],
+                "cost": price,
+                "cost_ratio": price / searcher.target,
+            }
+        )
+    return rows
+
+
+def _finished(folder) -> SearchResult:
+    summary = read_json(folder / "summary.json")
+    return SearchResult(
+        policy=Policy.load(folder / "policy.json"),
+        accuracy=summary["accuracy"],
+        cost=summary["cost"],
+        summary=summary,
+        workdir=str(folder),
+    )

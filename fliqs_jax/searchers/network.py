@@ -1,0 +1,122 @@
+"""The trained network of a finished run: saved, and loaded for use.
+
+An orbax checkpoint of what inference needs and nothing else: float weights, batch
+statistics, clip bounds, input statistics. The formats are in `policy.json` beside it.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fliqs_jax.models import create_model
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.train.checkpoints import Checkpoints, restore_tree
+from fliqs_jax.train.classifier import Classifier, image_sites
+from fliqs_jax.train.workdir import read_json
+
+_FOLDER = "network"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A trained, quantized network: raw images in, logits out.
+
+    `classifier.quantized` and `variables` are for your own `apply`.
+    """
+
+    classifier: Classifier
+    params: PyTree
+    model_state: PyTree
+    policy: Policy
+    formats: SiteFormats  # of the policy, with the clip bounds of training
+
+    def __call__(self, images: Array) -> Float[Array, "B C"]:
+        """Returns logits of uint8 images [B, H, W, C]."""
+        return self.classifier.predict(
+            self.params, self.model_state, images, formats=self.formats
+        )
+
+    @property
+    def variables(self) -> PyTree:
+        return {"params": self.params, **self.model_state}
+
+
+def save_network(
+    workdir: pathlib.Path, state: PyTree, formats: SiteFormats, classifier: Classifier
+) -> None:
+    """Saves what inference needs of a training state with `params` and `model_state`."""
+    clips = {
+        "weight_clip": formats.weight_clip,
+        "activation_clip": formats.activation_clip,
+    }
+    tree = {
+        "params": state.params,
+        "model_state": state.model_state,
+        "clips": {name: clip for name, clip in clips.items() if clip is not None},
+        "mean": jnp.asarray(classifier.mean),
+        "std": jnp.asarray(classifier.std),
+    }
+    with Checkpoints(workdir / _FOLDER, keep=1) as checkpoints:
+        checkpoints.save(0, tree)
+
+
+def load_network(
+    workdir: str | os.PathLike, model: nn.Module | None = None
+) -> Network:
+    """Loads the trained network of a finished run.
+
+    Args:
+      workdir: of the run.
+      model: the linen module that was trained; None makes it anew where the run's
+        launcher created it by name.
+
+    Raises:
+      FileNotFoundError: if the workdir holds no finished run.
+      ValueError: if `model` is needed, or does not fit the run's policy.
+    """
+    folder = pathlib.Path(workdir).absolute()
+    for name in ("config.json", "policy.json", _FOLDER):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder} holds no finished run: {name} is missing; run the launcher "
+                "with this workdir again to finish it"
+            )
+    config = read_json(folder / "config.json")
+    network = config["network"]
+    if model is None:
+        model = _recreate(network, folder)
+    policy = Policy.load(folder / "policy.json")
+    tree = restore_tree(folder / _FOLDER)
+    sites = image_sites(model, network["image_shape"])
+    classifier = Classifier(
+        quantized=QuantizedModel(
+            model,
+            sites=sites,
+            per_channel=network["per_channel"],
+        ),
+        mean=tuple(tree["mean"].tolist()),
+        std=tuple(tree["std"].tolist()),
+    )
+    return Network(
+        classifier=classifier,
+        params=tree["params"],
+        model_state=tree.get("model_state", {}),
+        policy=policy,
+        formats=policy.formats(sites).replace(**tree.get("clips", {})),
+    )
+
+
+def _recreate(network: dict[str, Any], folder: pathlib.Path) -> nn.Module:
+    if network["name"] is None:
+        raise ValueError(
+            f"the network of {folder} was not created by name: pass model="
+        )
+    return create_model(
+        network["name"], num_classes=network["num_classes"], **network["options"]
+    )

@@ -1,0 +1,61 @@
+"""What every search leaves in its workdir besides checkpoints and metrics.
+
+Writes `policy.json`, `summary.json` and `report.html`, and prints the table of sites.
+"""
+
+import pathlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from fliqs_jax.policy import Policy
+from fliqs_jax.report import comparison_table, read_run, sites_table, write_report
+from fliqs_jax.sites import Site
+from fliqs_jax.train.workdir import write_json
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def describe_sites(sites: Sequence[Site]) -> list[dict[str, Any]]:
+    """Returns the facts about each site that the report shows."""
+    return [
+        {
+            "path": site.path,
+            "op": site.op,
+            "weight_shape": list(site.weight_shape),
+            "macs": site.macs,
+            "weight_count": site.weight_count,
+        }
+        for site in sites
+    ]
+
+
+def write_results(
+    workdir: pathlib.Path,
+    *,
+    policy: Policy,
+    summary: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+) -> pathlib.Path:
+    """Writes the result files and returns the report's path.
+
+    Args:
+      workdir: of the run, with its `config.json` and `metrics.jsonl`.
+      policy: the formats found.
+      summary: what `summary.json` should hold besides the versions.
+      say: receives the table of sites and the closing lines.
+    """
+    policy.save(workdir / "policy.json")
+    write_json(workdir / "summary.json", {**summary, "versions": versions()})
+    report = write_report(workdir)
+    run = read_run(workdir)
+    say(sites_table(run.config.sites, run.policy))
+    say(comparison_table(run))
+    return report
