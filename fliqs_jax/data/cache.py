@@ -44,7 +44,7 @@ def cached_arrays(
         return _load(folder, name, source)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         _logger.warning("decoding %s again: %s in %s", name, error, folder)
     arrays = build()
     try:

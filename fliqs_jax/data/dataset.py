@@ -44,8 +44,8 @@ class Examples(Protocol):
 class Split:
     """Labelled images in memory: `images[i]` shows class `labels[i]`."""
 
-    images: UInt8[np.ndarray, "N H W C"]  # 0 is black, 255 the brightest value
-    labels: Int32[np.ndarray, "N"]
+    images: np.ndarray  # uint8 [N, H, W, C]; 0 is black, 255 the brightest value
+    labels: np.ndarray  # int32 [N]
 
     def __post_init__(self):
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
