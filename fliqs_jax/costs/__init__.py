@@ -5,6 +5,7 @@ from fliqs_jax.costs.cost_table import CostTable, JointChoice, cost_table
 from fliqs_jax.costs.latency import DEVICES, Device, latency_s, make_site_latency
 from fliqs_jax.costs.operations import bops, linear_ops, site_bops, site_linear_ops
 from fliqs_jax.costs.policy_cost import SiteCost, policy_cost, storage_bits
+from fliqs_jax.costs.random_policies import random_policies_of_equal_cost
 from fliqs_jax.costs.size import (
     average_activation_bits,
     average_bits,
@@ -29,6 +30,7 @@ __all__ = [
     "model_bits",
     "most_probable_within",
     "policy_cost",
+    "random_policies_of_equal_cost",
     "site_bops",
     "site_linear_ops",
     "site_size",

@@ -1,0 +1,58 @@
+"""Sizes and mean widths of hand-made and found sites."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import pytest
+
+from fliqs_jax.costs import average_activation_bits, average_bits, model_bits
+from fliqs_jax.policy import Policy
+from fliqs_jax.sites import Site, find_sites
+
+SITES = (
+    Site(
+        path="Conv_0",
+        op="conv",
+        weight_shape=(3, 3, 4, 6),
+        macs=1,
+        weight_count=216,
+        input_size=100,
+        output_size=1,
+    ),
+    Site(
+        path="Dense_0",
+        op="dense",
+        weight_shape=(150, 10),
+        macs=1,
+        weight_count=1500,
+        input_size=150,
+        output_size=1,
+    ),
+)
+MIXED = Policy({"Conv_0": ("int8", "bf16"), "Dense_0": ("int2", "uint4")})
+
+
+def test_model_bits_count_weights_only():
+    assert model_bits(SITES, MIXED) == 216 * 8 + 1500 * 2
+    assert model_bits(SITES, Policy.uniform(SITES, "fp32")) == 32 * 1716
+
+
+def test_scales_count_once_an_output_channel_and_not_for_casts():
+    policy = Policy({"Conv_0": ("int8", "int8"), "Dense_0": ("bf16", "int8")})
+    without = model_bits(SITES, policy)
+    assert model_bits(SITES, policy, scale_bits=32) - without == 6 * 32
+    with pytest.raises(ValueError, match="scale_bits must be 0 or more, got -1"):
+        model_bits(SITES, policy, scale_bits=-1)
+
+
+def test_output_channels_are_all_axes_that_the_layer_does_not_sum_over():
+    model = nn.DenseGeneral(features=(2, 5))  # kernel [3, 2, 5]
+    sites = find_sites(model, jnp.zeros((1, 3)))
+    policy = Policy.uniform(sites, "int4")
+    extra = model_bits(sites, policy, scale_bits=16) - model_bits(sites, policy)
+    assert extra == 10 * 16
+
+
+def test_averages_are_weighted_by_elements():
+    assert average_bits(SITES, MIXED) == (216 * 8 + 1500 * 2) / 1716
+    assert average_activation_bits(SITES, MIXED) == (100 * 16 + 150 * 4) / 250
+    assert average_bits(SITES, Policy.uniform(SITES, "e3m2")) == 6.0
