@@ -6,6 +6,14 @@ from fliqs_jax.controller.baselines import (
     update_baseline,
     update_debiased_baseline,
 )
+from fliqs_jax.controller.expected_cost import meet_expected_cost
+from fliqs_jax.controller.loss_model import (
+    LossModelState,
+    init_loss_model,
+    loss_model_increment,
+    option_effects,
+    update_loss_model,
+)
 from fliqs_jax.controller.policy_gradient import (
     decision_log_probabilities,
     entropy,
@@ -16,7 +24,7 @@ from fliqs_jax.controller.policy_gradient import (
     reinforce_gradient,
     sample_options,
 )
-from fliqs_jax.controller.recipes import default, published
+from fliqs_jax.controller.recipes import default, leave_one_out, published
 from fliqs_jax.controller.rewards import (
     absolute_reward,
     hard_exponential_reward,
@@ -24,13 +32,14 @@ from fliqs_jax.controller.rewards import (
     soft_exponential_reward,
 )
 from fliqs_jax.controller.schedules import constant, half_cosine, heaviside, linear
-from fliqs_jax.controller.update import Controller, ControllerState, Judgement
+from fliqs_jax.controller.update import Controller, ControllerState, Proposal
 
 __all__ = [
     "BaselineState",
     "Controller",
     "ControllerState",
-    "Judgement",
+    "LossModelState",
+    "Proposal",
     "absolute_reward",
     "constant",
     "decision_log_probabilities",
@@ -41,15 +50,21 @@ __all__ = [
     "hard_exponential_reward",
     "heaviside",
     "init_baseline",
+    "init_loss_model",
     "joint_log_probability",
+    "leave_one_out",
     "leave_one_out_advantages",
     "linear",
     "log_probability",
+    "loss_model_increment",
+    "meet_expected_cost",
     "one_sided_reward",
+    "option_effects",
     "published",
     "reinforce_gradient",
     "sample_options",
     "soft_exponential_reward",
     "update_baseline",
     "update_debiased_baseline",
+    "update_loss_model",
 ]

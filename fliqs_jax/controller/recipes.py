@@ -1,4 +1,4 @@
-"""Named controllers: the published one, and the default one for short runs.
+"""Named controllers: the published one, and two for runs of a few thousand steps.
 
 Not here: the machinery they share (`update`). A recipe only picks callables.
 """
@@ -12,6 +12,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from fliqs_jax.controller.baselines import init_baseline, update_baseline
+from fliqs_jax.controller.expected_cost import ExpectedCostRatio, meet_expected_cost
+from fliqs_jax.controller.loss_model import (
+    init_loss_model,
+    loss_model_increment,
+    option_effects,
+    update_loss_model,
+)
 from fliqs_jax.controller.policy_gradient import (
     entropy_gradient,
     leave_one_out_advantages,
@@ -19,12 +26,15 @@ from fliqs_jax.controller.policy_gradient import (
 )
 from fliqs_jax.controller.rewards import absolute_reward
 from fliqs_jax.controller.schedules import half_cosine
-from fliqs_jax.controller.update import Controller, Judgement
+from fliqs_jax.controller.update import Controller, Proposal, descend
 
 # options [L] -> cost / target, of a sampled policy
 CostRatio = Callable[[Int[Array, "L"]], Float[Array, ""]]
-# probabilities [L, K] -> expected cost / target, differentiable
-ExpectedCostRatio = Callable[[Float[Array, "L K"]], Float[Array, ""]]
+
+
+# The temperature stops here: softmax is decided, and nothing divides by 0.
+_COLDEST = 0.01
+_TINY = 1e-30  # equal losses have no spread: the effects are 0, so is the quotient
 
 
 def published(
@@ -74,9 +84,10 @@ def published(
     """
     reward_of = functools.partial(absolute_reward, target=1.0, beta=beta)
     reward_of(0.0, 1.0)  # a bad beta is reported here, not in the first traced step
+    adam = optax.adam(learning_rate)
     weight_at = half_cosine(entropy_weight, delay=warmup_steps, total=end_step)
 
-    def judge(state, options, losses, step, average):
+    def propose(state, options, losses, step, average):
         ratios = jax.vmap(cost_ratio)(options)
         rewards = reward_of(-losses, ratios)
         reward = average(rewards.mean())
@@ -87,22 +98,23 @@ def published(
         gradient += weight * entropy_gradient(state.logits)
         metrics = {
             "reward": reward,
-            "advantage": average(advantages.mean()),
+            "advantage": average(jnp.abs(advantages).mean()),
             "cost_ratio": average(ratios.mean()),
             "entropy_weight": weight,
         }
-        return Judgement(gradient, baseline, metrics)
+        return Proposal(*descend(adam, state, gradient), baseline, metrics)
 
     return Controller(
         num_samples=1,
-        judge=judge,
+        propose=propose,
         init_memory=lambda shape: init_baseline(),
-        optimizer=optax.adam(learning_rate),
+        init_optimizer=adam.init,
+        score=lambda state: jax.nn.log_softmax(state.logits),
         warmup_steps=warmup_steps,
     )
 
 
-def default(
+def leave_one_out(
     expected_cost_ratio: ExpectedCostRatio,
     *,
     warmup_steps: int,
@@ -112,7 +124,7 @@ def default(
     learning_rate: float = 5e-2,
     entropy_weight: float = 0.02,
 ) -> Controller:
-    r"""Builds the controller for runs of a few thousand steps.
+    r"""Builds REINFORCE with an exact cost and samples judged against each other.
 
     .. math:: \nabla = \frac{1}{L} \nabla_z \Big[ E_\pi[loss] + \beta |E_\pi[C]/C^* - 1|
               \Big] + w(t) \, \nabla_z mean_l H(\pi_l)
@@ -138,23 +150,23 @@ def default(
 
     Example:
       >>> ratio = lambda probabilities: probabilities[:, 1].sum() / 2.0
-      >>> controller = default(ratio, warmup_steps=0, end_step=9, num_samples=2)
+      >>> controller = leave_one_out(ratio, warmup_steps=0, end_step=9, num_samples=2)
       >>> state = controller.init(jnp.zeros((3, 2)))
       >>> options = controller.sample(jax.random.key(0), state)
       >>> state, metrics = controller.update(state, options, jnp.ones(2), step=1)
       >>> float(metrics["cost_ratio"])
       0.75
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    _check_samples(num_samples)
     absolute_reward(0.0, 1.0, target=1.0, beta=beta)
+    adam = optax.adam(learning_rate)
     weight_at = half_cosine(entropy_weight, delay=warmup_steps, total=end_step)
 
     def penalty(logits):
         ratio = expected_cost_ratio(jax.nn.softmax(logits))
         return beta * jnp.abs(ratio - 1.0), ratio
 
-    def judge(state, options, losses, step, average):
+    def propose(state, options, losses, step, average):
         advantages = leave_one_out_advantages(-losses)
         gradient = average(reinforce_gradient(state.logits, options, advantages))
         (cost, ratio), cost_gradient = jax.value_and_grad(penalty, has_aux=True)(
@@ -169,12 +181,107 @@ def default(
             "cost_ratio": ratio,
             "entropy_weight": weight,
         }
-        return Judgement(gradient, state.memory, metrics)
+        return Proposal(*descend(adam, state, gradient), state.memory, metrics)
 
     return Controller(
         num_samples=num_samples,
-        judge=judge,
+        propose=propose,
         init_memory=lambda shape: (),
-        optimizer=optax.adam(learning_rate),
+        init_optimizer=adam.init,
+        score=lambda state: jax.nn.log_softmax(state.logits),
         warmup_steps=warmup_steps,
     )
+
+
+def default(
+    expected_cost_ratio: ExpectedCostRatio,
+    *,
+    warmup_steps: int,
+    end_step: int,
+    num_samples: int = 4,
+    temperature: float = 1.0,
+    decay: float = 1.0,
+    ridge: float = 1.0,
+) -> Controller:
+    r"""Builds the natural-gradient controller, the default.
+
+    .. math:: z = -m / T(t) - \lambda c, \quad T(t) = \tau \sigma_m (1 + \cos \pi s) / 2
+
+    m [L, K] is the least-squares effect of each option on the loss (`loss_model`): the
+    natural policy gradient of all samples so far. The policy is then exact: of
+    all with the target's expected cost it has the least expected loss less T times
+    its entropy. T falls on a half cosine from the size of the effects to (almost) 0,
+    so the policy goes from nearly uniform to decided, whatever the loss's scale and
+    the number of updates. There is no learning rate and no penalty weight.
+
+    Args:
+      expected_cost_ratio: expected cost over target of a table of probabilities.
+      warmup_steps: steps with a uniform policy at the start.
+      end_step: step at which the policy is decided.
+      num_samples: S >= 2, policies judged on one batch.
+      temperature: tau, the first temperature in units of the effects' spread.
+      decay: share of the sums that an update keeps; 1 forgets nothing.
+      ridge: observations that pull an effect to 0.
+
+    Returns:
+      A controller to `update` whenever samples were judged.
+
+    Raises:
+      ValueError: if a number is out of range.
+
+    Reference:
+      Kakade, A natural policy gradient, 2001. The form of the search: `published`.
+
+    Example:
+      >>> ratio = lambda probabilities: probabilities[:, 1].sum() / 1.5
+      >>> controller = default(ratio, warmup_steps=0, end_step=9, num_samples=2)
+      >>> state = controller.init(jnp.zeros((3, 2)))
+      >>> options = controller.sample(jax.random.key(0), state)
+      >>> state, metrics = controller.update(state, options, jnp.ones(2), step=1)
+      >>> round(float(metrics["cost_ratio"]), 3)
+      1.0
+    """
+    _check_samples(num_samples)
+    if not (temperature > 0 and ridge > 0 and 0 < decay <= 1):
+        raise ValueError(
+            "temperature and ridge must be positive and decay in (0, 1], got "
+            f"temperature={temperature}, ridge={ridge}, decay={decay}"
+        )
+    fraction_of = half_cosine(1.0, delay=warmup_steps, total=end_step)
+
+    def propose(state, options, losses, step, average):
+        shape = state.logits.shape
+        increment = average(loss_model_increment(options, losses, shape[1]))
+        model = update_loss_model(state.memory, increment, decay=decay)
+        effects = option_effects(model, shape, ridge=ridge)
+        spread = jnp.sqrt(jnp.square(effects).mean())
+        heat = temperature * spread * jnp.maximum(1.0 - fraction_of(step), _COLDEST)
+        logits = -effects / jnp.maximum(heat, _TINY)
+        logits = jnp.where(jnp.isneginf(state.logits), -jnp.inf, logits)
+        logits = meet_expected_cost(logits, expected_cost_ratio)
+        metrics = {
+            "reward": average(-losses.mean()),
+            "advantage": average(jnp.abs(losses - losses.mean()).mean()),
+            "cost_ratio": expected_cost_ratio(jax.nn.softmax(logits)),
+            "temperature": heat,
+        }
+        return Proposal(logits, state.optimizer, model, metrics)
+
+    def score(state):
+        return -option_effects(state.memory, state.logits.shape, ridge=ridge)
+
+    return Controller(
+        num_samples=num_samples,
+        propose=propose,
+        init_memory=lambda shape: init_loss_model(*shape),
+        init_optimizer=lambda logits: (),
+        score=score,
+        warmup_steps=warmup_steps,
+    )
+
+
+def _check_samples(num_samples: int) -> None:
+    if num_samples < 2:
+        raise ValueError(
+            f"num_samples must be at least 2 (they are compared), got {num_samples}"
+        )

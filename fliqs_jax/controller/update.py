@@ -1,11 +1,11 @@
 """One update of the controller: judged samples in, moved logits out.
 
-`Controller` fixes the order of things (warm-up, memory, gradient, Adam) and takes what
-differs between methods as callables; `recipes` names two choices of them. Everything
-may run inside `jit` with a traced step.
+`Controller` fixes the order of things (memory, warm-up, logits) and takes what differs
+between methods as callables; `recipes` names the choices of them. Everything may run
+inside `jit` with a traced step.
 
-Not here: forward passes, costs, devices. Losses come in; what a gradient averages over
-devices comes in as a callable.
+Not here: forward passes, costs, devices. Losses come in; the mean over devices comes
+in as a callable.
 """
 
 import dataclasses
@@ -27,21 +27,22 @@ class ControllerState(NamedTuple):
     """All that the controller remembers; a pytree to checkpoint as it is."""
 
     logits: Float[Array, "L K"]
-    optimizer: Any  # optax state of the logits
-    memory: Any  # what the recipe's `judge` carries on: a baseline, or nothing
+    optimizer: Any  # optax state of the logits; () where there is no optimizer
+    memory: Any  # what was learned from rewards: a baseline, or a model of the loss
     num_updates: Int[Array, ""]  # times the logits were moved
 
 
-class Judgement(NamedTuple):
-    """What one batch says about the policy."""
+class Proposal(NamedTuple):
+    """What a method makes of one batch's judged samples; the same on every device."""
 
-    gradient: Float[Array, "L K"]  # to descend; the same on every device
-    memory: Any
+    logits: Float[Array, "L K"]  # taken after the warm-up only, like `optimizer`
+    optimizer: Any
+    memory: Any  # always taken
     metrics: Metrics
 
 
-# (state, options [S, L], losses [S], step, average) -> Judgement
-Judge = Callable[[ControllerState, Array, Array, Array, Average], Judgement]
+# (state, options [S, L], losses [S], step, average) -> Proposal
+Propose = Callable[[ControllerState, Array, Array, Array, Average], Proposal]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,11 @@ class Controller:
     """
 
     num_samples: int  # S, policies judged on one batch of one device
-    judge: Judge
-    init_memory: Callable[[tuple[int, int]], Any]  # from (L, K)
-    optimizer: optax.GradientTransformation
     warmup_steps: int  # before this step the logits and their optimizer do not move
+    init_optimizer: Callable[[Array], Any]  # logits -> its state
+    init_memory: Callable[[tuple[int, int]], Any]  # (L, K) -> memory
+    propose: Propose
+    score: Callable[[ControllerState], Array]  # see `final_scores`
 
     def __post_init__(self):
         if self.num_samples < 1:
@@ -73,14 +75,27 @@ class Controller:
             option that a decision does not have.
         """
         logits = jnp.asarray(logits, jnp.float32)
-        memory = self.init_memory(logits.shape)
-        state = self.optimizer.init(logits)
-        return ControllerState(logits, state, memory, jnp.zeros((), jnp.int32))
+        return ControllerState(
+            logits=logits,
+            optimizer=self.init_optimizer(logits),
+            memory=self.init_memory(logits.shape),
+            num_updates=jnp.zeros((), jnp.int32),
+        )
 
     def sample(self, key: Key[Array, ""], state: ControllerState) -> Int[Array, "S L"]:
         """Draws the policies to judge on one batch."""
         keys = jax.random.split(key, self.num_samples)
         return jax.vmap(sample_options, in_axes=(0, None))(keys, state.logits)
+
+    def final_scores(self, state: ControllerState) -> Float[Array, "L K"]:
+        """Returns how good each option is held to be, its cost left aside.
+
+        The policy to end with has the largest sum of these within the budget, an exact
+        knapsack. (The policy's own probabilities may already hold a price for cost; by
+        them a part of the budget would stay unspent.) -inf marks an absent option.
+        """
+        scores = self.score(state)
+        return jnp.where(jnp.isneginf(state.logits), -jnp.inf, scores)
 
     def update(
         self,
@@ -102,29 +117,38 @@ class Controller:
             where each device judges samples of its own.
 
         Returns:
-          The next state, and scalars to log: `reward`, `advantage`, `entropy`,
-          `entropy_weight`, `cost_ratio` (cost / target) and `gradient_norm`.
+          The next state, and scalars to log: `reward` (mean of the samples'),
+          `advantage` (their spread), `cost_ratio` (cost / target), `entropy` (nats) and
+          `entropy_weight`, or `temperature` where there is one.
         """
         step = jnp.asarray(step, jnp.int32)
-        judgement = self.judge(state, options, losses, step, average)
+        proposal = self.propose(state, options, losses, step, average)
         active = step >= self.warmup_steps
-        moved = self.apply_gradient(state, judgement.gradient)
-        kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
-        metrics = {
-            **judgement.metrics,
-            "entropy": entropy(kept.logits),
-            "gradient_norm": jnp.linalg.norm(judgement.gradient),
-        }
-        return kept._replace(memory=judgement.memory), metrics
+        moved = (proposal.logits, proposal.optimizer, state.num_updates + 1)
+        still = (state.logits, state.optimizer, state.num_updates)
+        logits, optimizer, num_updates = jax.tree.map(
+            lambda new, old: jnp.where(active, new, old), moved, still
+        )
+        state = ControllerState(logits, optimizer, proposal.memory, num_updates)
+        return state, {**proposal.metrics, "entropy": entropy(logits)}
 
-    def apply_gradient(
-        self, state: ControllerState, gradient: Float[Array, "L K"]
-    ) -> ControllerState:
-        """Descends one gradient, without regard to the warm-up."""
-        updates, optimizer = self.optimizer.update(
-            gradient, state.optimizer, state.logits
-        )
-        logits = optax.apply_updates(state.logits, updates)
-        return state._replace(
-            logits=logits, optimizer=optimizer, num_updates=state.num_updates + 1
-        )
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    state: ControllerState,
+    gradient: Float[Array, "L K"],
+) -> tuple[Float[Array, "L K"], Any]:
+    """Returns the logits and the optimizer's state after one gradient step.
+
+    Args:
+      optimizer: whose state `state.optimizer` is.
+      state: before the step.
+      gradient: to descend, already averaged over devices.
+
+    Example:
+      >>> state = ControllerState(jnp.ones((1, 2)), optax.sgd(1.0).init(0.0), (), 0)
+      >>> descend(optax.sgd(1.0), state, jnp.array([[0.5, -0.5]]))[0].tolist()
+      [[0.5, 1.5]]
+    """
+    updates, new_state = optimizer.update(gradient, state.optimizer, state.logits)
+    return optax.apply_updates(state.logits, updates), new_state

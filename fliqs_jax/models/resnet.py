@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.models.batch_norm import BatchNorm
+from fliqs_jax.models.convolution import convolve
+
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -32,9 +35,10 @@ class Block(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=_HE_NORMAL,
+            conv_general_dilated=convolve,
         )
         norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+            BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
         )
         residual = conv((3, 3), self.stride)(images)
         residual = nn.relu(norm()(residual))
@@ -97,10 +101,9 @@ class ResNet(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=_HE_NORMAL,
+            conv_general_dilated=convolve,
         )(jnp.asarray(images))
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(
-            x
-        )
+        x = BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
         x = nn.relu(x)
         for stage in range(3):
             for block in range(self.num_blocks):

@@ -24,8 +24,6 @@ from fliqs_jax.site_types import site_type_of
 from fliqs_jax.sites import Site, find_sites, first_input, replace_first_input
 
 _FORMAT = "fliqs_jax_format"
-_MAXIMA = "fliqs_jax_maxima"
-_SUMS = "fliqs_jax_sums"
 
 
 class QuantizedModel:
@@ -165,20 +163,18 @@ class QuantizedModel:
             flat = self._ridden(flat, groups, _site_formats(policy, sites))
         axes = observations.varying_axes((variables, args))
 
-        def outputs(maxima, sums):
-            with_zeros = dict(flat)
-            riding.place_rows(with_zeros, groups, _MAXIMA, maxima)
-            riding.place_rows(with_zeros, groups, _SUMS, sums)
+        def outputs(zeros):
             with nn.intercept_methods(self._observe_input):
-                result = self._apply_flat(variables, with_zeros, args, kwargs)
+                result = self._apply_flat(variables, {**flat, **zeros}, args, kwargs)
             leaves = jax.tree.leaves(result)
             return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
 
-        rows = observations.zero_rows(len(sites), num_samples)
+        zeros = observations.zero_leaves(groups, num_samples)
         if axes:
-            rows = lax.pcast(rows, tuple(axes), to="varying")
-        results, pull_back = jax.vjp(outputs, *rows)
-        return observations.read_rows(*pull_back([jnp.zeros_like(x) for x in results]))
+            zeros = lax.pcast(zeros, tuple(axes), to="varying")
+        results, pull_back = jax.vjp(outputs, zeros)
+        (statistics,) = pull_back([jnp.zeros_like(x) for x in results])
+        return observations.read_leaves(statistics, groups)
 
     def _apply_flat(self, variables, flat, args, kwargs):
         params = riding.unflatten_params(flat)
@@ -217,8 +213,9 @@ class QuantizedModel:
         if site_type_of(context):
             get = context.module.get_variable
             x = jnp.asarray(first_input(args, kwargs))
-            if (maxima := get("params", _MAXIMA)) is not None and x.size:
-                x = observations.observe_input(x, maxima, get("params", _SUMS))
+            if (sums := get("params", observations.SUMS)) is not None and x.size:
+                maxima = get("params", observations.MAXIMA)
+                x = observations.observe_input(x, sums, maxima)
                 args, kwargs = replace_first_input(args, kwargs, x)
         return self._quantize_input(next_fun, args, kwargs, context)
 

@@ -5,8 +5,10 @@ of those zeros is the statistic. So nothing is sown, and layers under `nn.scan` 
 `nn.remat` report one by one. XLA drops the rest of the backward pass as dead code.
 """
 
+import functools
 import math
 import typing
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -17,9 +19,15 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from fliqs_jax.quantized_model.riding import FlatParams, SiteGroup, collect_rows
+
 # float32 whose gradients accumulate by their maximum, not by their sum. Flax made it
 # for the same need: ranges of a layer that runs several times.
-MAX_DTYPE = fp8_ops.fp32_max_grad
+_MAX_DTYPE = fp8_ops.fp32_max_grad
+_NUM_STATISTICS = (
+    4  # of a row, before its samples: calls, mean square, absmax, -minimum
+)
+SUMS, MAXIMA = "fliqs_jax_sums", "fliqs_jax_maxima"  # names of the riding leaves
 
 
 @typing.no_type_check  # a pytree: tracing puts objects other than arrays in its fields
@@ -28,7 +36,8 @@ class Observations:
     """What the inputs of L sites looked like, before quantization.
 
     NaN at a site that did not run, or whose output does not reach the model's output
-    through differentiable operations (as behind `stop_gradient`).
+    through differentiable operations (as behind `stop_gradient`). Also where a site
+    ran more often than its `calls` say.
     """
 
     absmax: Float[Array, "L"]  # over all calls
@@ -39,46 +48,74 @@ class Observations:
     samples: Float[Array, "L S"]
 
 
-def zero_rows(num_sites: int, num_samples: int) -> tuple[Array, Array]:
-    """Returns what rides in: rows for maxima [L, 2] and for sums [L, 2 + S]."""
-    maxima = lax.full((num_sites, 2), -np.inf, MAX_DTYPE)
-    return maxima, jnp.zeros((num_sites, 2 + num_samples), jnp.float32)
+def zero_leaves(groups: Sequence[SiteGroup], num_samples: int) -> FlatParams:
+    """Returns the zeros that ride in: a row for sums, one for maxima where needed."""
+    leaves = {}
+    for group in groups:
+        shape = group.leaf_shape(_NUM_STATISTICS + num_samples)
+        leaves[*group.scope, SUMS] = jnp.zeros(shape, jnp.float32)
+        if group.calls > 1:
+            leaves[*group.scope, MAXIMA] = lax.full(
+                group.leaf_shape(2), -np.inf, _MAX_DTYPE
+            )
+    return leaves
 
 
-def read_rows(maxima: Shaped[Array, "L 2"], sums: Float[Array, "L P"]) -> Observations:
-    """Turns the gradients of `zero_rows` into Observations."""
-    maxima = lax.convert_element_type(maxima, jnp.float32)
-    calls = jnp.where(sums[:, :1] > 0, sums[:, :1], jnp.nan)
-    seen = calls[:, 0] > 0
-    means = sums[:, 1:] / calls
+def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations:
+    """Turns the gradients of `zero_leaves` into Observations."""
+    rows = collect_rows(leaves, groups, SUMS)
+    calls, sum_of_means, absmax, negated_minimum = rows[:, :_NUM_STATISTICS].T
+    expected = np.repeat([g.calls for g in groups], [g.num_layers for g in groups])
+    # The sums of largest magnitudes say nothing when a site ran more than once.
+    valid = (calls > 0) & ((calls < 1.5) | (expected > 1))
+    repeated = [group for group in groups if group.calls > 1]
+    if repeated:
+        maxima = {
+            path: lax.convert_element_type(leaf, jnp.float32)
+            for path, leaf in leaves.items()
+            if path[-1] == MAXIMA
+        }
+        extremes = collect_rows(maxima, repeated, MAXIMA)
+        absmax = absmax.at[expected > 1].set(extremes[:, 0])
+        negated_minimum = negated_minimum.at[expected > 1].set(extremes[:, 1])
+    calls = jnp.where(valid, calls, jnp.nan)
     return Observations(
-        absmax=jnp.where(seen, maxima[:, 0], jnp.nan),
-        minimum=jnp.where(seen, -maxima[:, 1], jnp.nan),
-        mean_square=means[:, 0],
-        samples=means[:, 1:],
+        absmax=jnp.where(valid, absmax, jnp.nan),
+        minimum=jnp.where(valid, -negated_minimum, jnp.nan),
+        mean_square=sum_of_means / calls,
+        samples=rows[:, _NUM_STATISTICS:] / calls[:, None],
     )
 
 
-@jax.custom_vjp
-def observe_input(
-    x: Shaped[Array, "*S"], maxima: Shaped[Array, "..."], sums: Float[Array, "..."]
-) -> Shaped[Array, "*S"]:
-    """Returns x; the gradients of the other two are the statistics of x."""
-    del maxima, sums
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _carry_out(x, sums, maxima, repeated):
+    del sums, maxima, repeated
     return x
 
 
-def _observe_forward(x, maxima, sums):
-    return x, (_statistics(x, maxima, sums), maxima, sums)
+def observe_input(
+    x: Shaped[Array, "*S"],
+    sums: Float[Array, "..."],
+    maxima: Shaped[Array, "..."] | None,
+) -> Shaped[Array, "*S"]:
+    """Returns x; the gradients of the other two are the statistics of x."""
+    return _carry_out(x, sums, maxima, maxima is not None)
 
 
-def _observe_backward(residuals, gradient):
-    (extremes, totals), maxima, sums = residuals
-    extremes = lax.convert_element_type(extremes, MAX_DTYPE)
-    return gradient, _like(extremes, maxima), _like(totals, sums)
+def _carry_out_forward(x, sums, maxima, repeated):
+    del maxima, repeated  # maxima is no residual: few operations know its dtype
+    return x, (_statistics(x, sums), sums)
 
 
-observe_input.defvjp(_observe_forward, _observe_backward)
+def _carry_out_backward(repeated, residuals, gradient):
+    row = _like(*residuals)
+    if not repeated:
+        return gradient, row, None
+    maxima = lax.convert_element_type(row[2:_NUM_STATISTICS], _MAX_DTYPE)
+    return gradient, row, maxima
+
+
+_carry_out.defvjp(_carry_out_forward, _carry_out_backward)
 
 
 def varying_axes(tree: PyTree) -> frozenset[str]:
@@ -87,31 +124,30 @@ def varying_axes(tree: PyTree) -> frozenset[str]:
     return frozenset().union(*(manual.varying for manual in types))
 
 
-def _like(value, primal):
-    """Returns a gradient in its primal's shape, varying over the same mesh axes."""
-    missing = varying_axes(primal) - varying_axes(value)
-    value = value.reshape(primal.shape)
-    return lax.pcast(value, tuple(missing), to="varying") if missing else value
+def _like(row, primal):
+    """Returns a row placed as the primal's: leading axis, same varying mesh axes."""
+    missing = varying_axes(primal) - varying_axes(row)
+    row = row.reshape(row.shape + (1,) * (primal.ndim - 1))
+    return lax.pcast(row, tuple(missing), to="varying") if missing else row
 
 
 @custom_vmap
-def _statistics(x, maxima, sums):
-    del maxima
+def _statistics(x, sums):
     x = x.astype(jnp.float32)
-    extremes = jnp.stack([jnp.max(jnp.abs(x)), jnp.max(-x)])
-    samples = jnp.sort(x.reshape(-1)[_spread_indices(x.size, sums.size - 2)])
-    means = jnp.stack([jnp.ones((), jnp.float32), jnp.mean(jnp.square(x))])
-    return extremes, jnp.concatenate([means, samples])
+    one, mean_square = jnp.ones((), jnp.float32), jnp.mean(jnp.square(x))
+    numbers = jnp.stack([one, mean_square, jnp.max(jnp.abs(x)), jnp.max(-x)])
+    positions = _spread_indices(x.size, sums.size - _NUM_STATISTICS)
+    return jnp.concatenate([numbers, jnp.sort(x.reshape(-1)[positions])])
 
 
 @_statistics.def_vmap
-def _statistics_of_batch(axis_size, in_batched, x, maxima, sums):
+def _statistics_of_batch(axis_size, in_batched, x, sums):
     # nn.vmap over layers: each has its own zeros. Over examples: one site sees all.
-    x_batched, rows_batched, _ = in_batched
+    x_batched, rows_batched = in_batched
     if not rows_batched:
-        return _statistics(x, maxima, sums), (False, False)
-    function = jax.vmap(_statistics.fun, in_axes=(0 if x_batched else None, 0, 0))
-    return function(x, maxima, sums), (True, True)
+        return _statistics(x, sums), False
+    function = jax.vmap(_statistics.fun, in_axes=(0 if x_batched else None, 0))
+    return function(x, sums), True
 
 
 def _spread_indices(size: int, count: int) -> np.ndarray:

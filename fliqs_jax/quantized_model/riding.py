@@ -30,6 +30,25 @@ class SiteGroup(NamedTuple):
     rank: int  # of one layer's first weight
     stack_shape: tuple[int, ...]
     rows: slice  # of arrays over all sites [L, ...]
+    calls: int  # of one layer in one run of the model
+
+    @property
+    def stack_axes(self) -> tuple[int, ...]:
+        """Axes of a stored leaf that index the layers of the stack."""
+        return self.weights[0].stack_axes if self.weights else ()
+
+    @property
+    def num_layers(self) -> int:
+        """Sites in the group."""
+        return math.prod(self.stack_shape)
+
+    def leaf_shape(self, row_length: int) -> tuple[int, ...]:
+        """Shape of a leaf that holds a row of numbers for each layer."""
+        # The rank of the weight: then the stacking axes stand where the weight's do.
+        shape = [row_length] + [1] * (self.rank - 1)
+        for axis, size in zip(self.stack_axes, self.stack_shape, strict=True):
+            shape.insert(axis, size)
+        return tuple(shape)
 
 
 def group_sites(sites: Sequence[Site]) -> tuple[SiteGroup, ...]:
@@ -41,7 +60,7 @@ def group_sites(sites: Sequence[Site]) -> tuple[SiteGroup, ...]:
         shape = tuple(index + 1 for index in last.layer)
         rows = slice(start, start + math.prod(shape))
         rank = len(last.weight_shape)
-        groups.append(SiteGroup(scope, last.weights, rank, shape, rows))
+        groups.append(SiteGroup(scope, last.weights, rank, shape, rows, last.calls))
         start = rows.stop
     return tuple(groups)
 
@@ -65,13 +84,10 @@ def place_rows(
 ) -> None:
     """Adds each site's row of numbers to the params of its own scope, under `name`."""
     for group in groups:
-        # The rank of the weight: then the stacking axes stand where the weight's do.
         layer_shape = (rows.shape[-1],) + (1,) * (group.rank - 1)
         leaf = rows[group.rows].reshape(*group.stack_shape, *layer_shape)
-        stack_axes = group.weights[0].stack_axes
-        flat[*group.scope, name] = jnp.moveaxis(
-            leaf, tuple(range(len(stack_axes))), stack_axes
-        )
+        stacked_first = tuple(range(len(group.stack_axes)))
+        flat[*group.scope, name] = jnp.moveaxis(leaf, stacked_first, group.stack_axes)
 
 
 def collect_rows(
@@ -81,8 +97,8 @@ def collect_rows(
     parts = []
     for group in groups:
         leaf = flat[*group.scope, name]
-        stack_axes = group.weights[0].stack_axes
-        leaf = jnp.moveaxis(leaf, stack_axes, tuple(range(len(stack_axes))))
+        stacked_first = tuple(range(len(group.stack_axes)))
+        leaf = jnp.moveaxis(leaf, group.stack_axes, stacked_first)
         parts.append(leaf.reshape(math.prod(group.stack_shape), -1))
     return jnp.concatenate(parts)
 
@@ -120,14 +136,13 @@ def unpack_format(
     return fmt, clip[0] if clip else None
 
 
-def map_layers(function, leaf: Any, rows: Float[Array, "N P"], group, weight) -> Any:
+def map_layers(
+    function, leaf: Any, rows: Float[Array, "N P"], group: SiteGroup, weight: Weight
+) -> Any:
     """Applies function(one layer's weight, its row) to every layer of a stack."""
     rows = rows.reshape(*group.stack_shape, -1)
-    removed = 0
-    mapped = []
-    for axis in weight.stack_axes:  # outer axes go first, so later ones move left
-        mapped.append(axis - removed)
-        removed += 1
-    for axis in reversed(mapped):
+    # The outermost vmap takes the first axis away, so later ones have moved left.
+    axes = [axis - gone for gone, axis in enumerate(weight.stack_axes)]
+    for axis in reversed(axes):
         function = jax.vmap(function, in_axes=(axis, 0), out_axes=axis)
     return jax.tree.map(lambda array: function(array, rows), leaf)  # through a box

@@ -49,9 +49,8 @@ table { border-collapse: collapse; width: 100%; font-size: 14px;
 th { text-align: left; color: var(--muted); font-weight: 500; white-space: nowrap;
      border-bottom: 1px solid var(--shade); padding: 6px 14px 6px 0; }
 td { border-bottom: 1px solid var(--grid); padding: 5px 14px 5px 0;
-     vertical-align: top; }
-th.number, td.number { text-align: right; white-space: nowrap; padding-right: 26px; }
-td.shape { white-space: nowrap; }
+     vertical-align: top; white-space: nowrap; }
+th.number, td.number { text-align: right; padding-right: 26px; }
 tr.own td { font-weight: 650; }
 tfoot td { color: var(--muted); border-bottom: none; }
 .bar { display: inline-block; width: 90px; height: 9px; border-radius: 2px;
@@ -59,11 +58,9 @@ tfoot td { color: var(--muted); border-bottom: none; }
 .bar span { display: block; height: 100%; background: var(--blue); }
 code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas,
             "DejaVu Sans Mono", monospace; }
-td code { overflow-wrap: anywhere; }
+td.value { white-space: normal; overflow-wrap: anywhere; }
 pre { background: var(--card); border-radius: 8px; padding: 14px 16px; overflow-x: auto;
       white-space: pre-wrap; overflow-wrap: anywhere; }
-.columns { columns: 2 340px; column-gap: 40px; }
-.columns tr { break-inside: avoid; }
 @media print {
   :root { color-scheme: light; --page: #fff; --card: #f5f7f9; --ink: #1f2429;
     --muted: #5f6b7a; --grid: #dde2e7; --shade: #8a95a3; --blue: #0072b2;
@@ -71,9 +68,17 @@ pre { background: var(--card); border-radius: 8px; padding: 14px 16px; overflow-
     --bad: #b84500; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
-  body { font-size: 13px; }
-  figure svg { min-width: 0; max-height: 245mm; }
-  figure, .tile, tr { break-inside: avoid; }
+  body { font-size: 13px; orphans: 3; widows: 3; }
+  table, td code { font-size: 10.5px; }
+  th, td { padding-right: 8px; }
+  th.number, td.number { padding-right: 12px; }
+  .bar { width: 48px; margin-left: 6px; }
+  tfoot { display: table-row-group; }  /* once, not on every sheet */
+  .tiles { grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); }
+  .tile { padding: 10px 10px 8px; }
+  .tile .value { font-size: 19px; }
+  figure svg { min-width: 0; max-height: 225mm; }
+  figure, p, .tile, tr { break-inside: avoid; }
   h2, h2 + p { break-after: avoid; }
 }
 """

@@ -169,7 +169,7 @@ def _site_row(site, policy, shares, largest: float) -> str:
         shown = f"{words.percent(share)}{bar}"
     return (
         f"<tr><td><code>{escape(site.path)}</code></td><td>{escape(site.op)}</td>"
-        f'<td class="shape">{shape_text(site.weight_shape)}</td>'
+        f"<td>{shape_text(site.weight_shape)}</td>"
         f'<td class="number">{words.count(site.macs)}</td>'
         f'<td class="number">{words.count(site.weight_count)}</td>'
         f"<td>{escape(weight)}</td><td>{escape(activation)}</td>"
@@ -211,7 +211,7 @@ def settings(run: Run) -> str:
 def _pairs(kind: str, pairs: Mapping[str, str]) -> str:
     lines = [
         f"<tr><td><code>{escape(str(name))}</code></td>"
-        f"<td><code>{escape(str(value))}</code></td></tr>"
+        f'<td class="value"><code>{escape(str(value))}</code></td></tr>'
         for name, value in sorted(pairs.items())
     ]
     header = f"<th>{kind}</th><th>{'version' if kind == 'library' else 'value'}</th>"

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ class Hook:
     run: Callable[[PyTree, PyTree], PyTree]
 
 
+@runtime_checkable  # the tests check annotations while running
 class Searcher(Protocol):
     """What a method gives to the job. States are pytrees of arrays with a `step`."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fliqs_jax import models
+from fliqs_jax.sites import find_sites
 
 INPUTS = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar": (32, 32, 3)}
 
@@ -48,6 +49,25 @@ def test_parameter_count(name, kind):
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == PARAMETERS[name, kind]
+
+
+# Hand counts, an example each. ResNet-20: stem 442,368; stages 14,155,776 and twice
+# 12,976,128; classifier 640 (the published 40.55 M); projections twice 131,072.
+MACS = {
+    ("lenet300", "mnist"): 784 * 300 + 300 * 100 + 100 * 10,
+    ("lenet5", "mnist"): 24 * 24 * 500 + 8 * 8 * 25_000 + 800 * 500 + 500 * 10,
+    ("resnet8", "cifar"): 12_239_488 + 2 * 131_072,
+    ("resnet20", "cifar"): 40_551_040 + 2 * 131_072,
+    # Patches 64 * 48 * 96; a layer 64 * 12 * 96 * 96 (weights only); classifier 960.
+    ("vit_mini", "cifar"): 64 * 48 * 96 + 6 * 64 * 12 * 96 * 96 + 960,
+}
+
+
+@pytest.mark.parametrize("name, kind", MACS)
+def test_macs_of_an_example(name, kind):
+    images = jax.ShapeDtypeStruct((2, *INPUTS[kind]), jnp.float32)
+    found = find_sites(models.create_model(name), images)
+    assert sum(site.macs for site in found) == MACS[name, kind]
 
 
 @pytest.mark.parametrize("kind", INPUTS)

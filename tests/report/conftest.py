@@ -142,13 +142,13 @@ FLOATS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def make_run(tmp_path):
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory):
     """Returns a function that writes the run of a ResNet of `blocks` blocks."""
 
     def make(blocks=3, options=INTS, **words):
-        sites = resnet_sites(blocks)
-        return write_run(tmp_path / "run", sites=sites, options=options, **words)
+        folder = tmp_path_factory.mktemp("run")
+        return write_run(folder, sites=resnet_sites(blocks), options=options, **words)
 
     return make
 

@@ -47,13 +47,13 @@ def headings(text):
     return tuple(re.findall(r"<h2>(.*?)</h2>", text))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(make_run):
     return write_report(make_run(steps=400)).read_text(encoding="utf-8")
 
 
 def test_report_lands_in_the_workdir(make_run):
-    folder = make_run(steps=100)
+    folder = make_run(blocks=1, steps=100)
     assert write_report(folder) == folder / "report.html"
     assert not list(folder.glob("*.partial"))
 
@@ -88,7 +88,7 @@ def test_every_reference_within_the_page_is_met(page):
 
 
 def test_same_run_gives_the_same_page(make_run):
-    run = read_run(make_run(steps=200))
+    run = read_run(make_run(blocks=1, steps=200))
     assert render_report(run) == render_report(run)
 
 
@@ -97,14 +97,14 @@ def test_private_folder_of_the_run_is_not_published(page):
 
 
 def test_run_without_controller(make_run):
-    text = write_report(make_run(steps=200, controller=False)).read_text()
+    text = write_report(make_run(blocks=1, steps=200, controller=False)).read_text()
     assert headings(text) == SECTIONS
     assert "There was no search" in text and "fixed policy, seed 0" in text
     assert "Entropy" not in text
 
 
 def test_run_of_one_row(make_run):
-    text = write_report(make_run(steps=1, every=10)).read_text()
+    text = write_report(make_run(blocks=1, steps=1, every=10)).read_text()
     assert text.count("<svg") == 6
 
 
@@ -117,7 +117,7 @@ def test_run_that_has_only_begun(tmp_path):
 
 
 def test_run_without_policy_or_summary(make_run):
-    folder = make_run(steps=200, finished=False)
+    folder = make_run(blocks=1, steps=200, finished=False)
     (folder / "policy.json").unlink()
     text = write_report(folder).read_text()
     Outline(text)
@@ -126,7 +126,7 @@ def test_run_without_policy_or_summary(make_run):
 
 
 def test_losses_that_are_not_finite_are_reported(make_run):
-    folder = make_run(steps=200, every=10)
+    folder = make_run(blocks=1, steps=200, every=10)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
@@ -139,7 +139,7 @@ def test_losses_that_are_not_finite_are_reported(make_run):
 
 
 def test_what_comes_from_files_is_escaped(make_run):
-    folder = make_run(steps=100)
+    folder = make_run(blocks=1, steps=100)
     nasty = '<script>alert("x")</script>&'
     config = json.loads((folder / "config.json").read_text())
     config |= {"model": nasty, "dataset": nasty, "method": nasty, "cost": nasty}
@@ -161,7 +161,9 @@ def test_what_comes_from_files_is_escaped(make_run):
 
 
 def test_many_options_and_many_sites_fit(make_run, float_formats):
-    text = write_report(make_run(steps=200, options=float_formats)).read_text()
+    text = write_report(
+        make_run(blocks=1, steps=200, options=float_formats)
+    ).read_text()
     assert "e6m1" in text
     text = write_report(make_run(blocks=28, steps=200)).read_text()
     assert text.count("ResidualBlock_27/Conv_1") >= 4

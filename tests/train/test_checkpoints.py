@@ -468,6 +468,18 @@ def assert_survived(folder, last):
     return step
 
 
+def test_half_written_checkpoint_is_no_checkpoint_and_goes_at_the_next_save(tmp_path):
+    half_written = tmp_path / "7.orbax-checkpoint-tmp" / "state"
+    half_written.mkdir(parents=True)
+    (half_written / "manifest.ocdbt").write_bytes(b"\x00" * 10)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.restore({"x": jnp.ones(1)}) is None
+        assert half_written.is_dir()  # it may be a running search that writes it
+        checkpoints.save(9, {"x": jnp.ones(1)})
+    assert os.listdir(tmp_path) == ["9"]
+
+
 def test_killed_while_saving_leaves_the_newest_loadable(tmp_path):
     assert_survived(tmp_path, save_until_killed(tmp_path, 0.05))
 
@@ -475,12 +487,9 @@ def test_killed_while_saving_leaves_the_newest_loadable(tmp_path):
 @pytest.mark.slow
 def test_killed_while_saving_many_times(tmp_path):
     generator, left_half_done, steps = random.Random(0), 0, [0]
-    for _ in range(20):
+    for _ in range(12):
         last = save_until_killed(tmp_path, generator.uniform(0.0, 0.3))
         left_half_done += any("tmp" in name for name in os.listdir(tmp_path))
         steps.append(assert_survived(tmp_path, last))
         assert steps[-1] > steps[-2]
-    assert left_half_done >= 5  # else the kills missed the saves
-    with Checkpoints(tmp_path) as checkpoints:  # and the next save cleans up
-        checkpoints.save(steps[-1] + 1, {"x": jnp.ones(1)})
-    assert all(name.isdecimal() for name in os.listdir(tmp_path))
+    assert left_half_done >= 3  # else the kills missed the saves
