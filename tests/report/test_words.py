@@ -6,7 +6,10 @@ import shlex
 
 import pytest
 
+from fliqs_jax.costs import bops, model_bits
+from fliqs_jax.policy import Policy
 from fliqs_jax.report import SiteRecord, read_run, words
+from fliqs_jax.sites import Site
 
 
 def test_headline_says_accuracy_cost_and_target(make_run):
@@ -83,6 +86,23 @@ def test_cost_shares_match_a_hand_count():
     assert by_operations == {"a": 0.2, "b": 0.8}
     by_size = words.cost_share(sites, policy, "size")  # 20 and 240
     assert by_size["a"] == pytest.approx(1 / 13)
+
+
+def test_cost_shares_agree_with_the_costs_that_a_search_pays():
+    sizes = {"input_size": 8, "output_size": 8, "calls": 1}
+    sites = [
+        Site(
+            path="a", op="dense", weight_shape=(8, 8), macs=64, weight_count=64, **sizes
+        ),
+        Site(
+            path="b", op="dense", weight_shape=(8, 9), macs=72, weight_count=72, **sizes
+        ),
+    ]
+    policy = Policy({"a": ("int3", "uint5"), "b": ("e4m3", "bf16")})
+    by_operations = words.cost_share(sites, policy, "bops")
+    assert by_operations["a"] == pytest.approx(64 * 3 * 5 / bops(sites, policy))
+    by_size = words.cost_share(sites, policy, "size")
+    assert by_size["b"] == pytest.approx(72 * 8 / model_bits(sites, policy))
 
 
 def test_command_survives_the_shell(make_run):
