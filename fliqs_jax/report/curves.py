@@ -122,19 +122,20 @@ def _search_panels(run: Run) -> list[tuple[str, str, str, str]]:
 
 def _noisy_line(axes, series: Series, colour: str, label: str, factor: float) -> None:
     """The values pale, their running mean in full colour over them."""
-    values = factor * series.values
+    # Rows without a value (a reward, where no policy was judged) would break the line.
+    known = np.isfinite(series.values)
+    steps, values = series.steps[known], factor * series.values[known]
     stride = max(1, len(values) // _POINTS)
     window = len(values) // 40
     if window > 1:
-        # Thinned by the mean of each stride: taking every n-th row would hide NaN rows'
-        # neighbours and show chance extremes.
+        # Thinned by the mean of each stride: every n-th row alone would show chance.
         pale = style.running_mean(values, stride)[::stride]
-        axes.plot(series.steps[::stride], pale, color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(steps[::stride], pale, color=colour, alpha=0.3, linewidth=0.8)
         values = style.running_mean(values, window)
-    marker = "o" if len(series.steps) < 3 else None  # a line of one point is invisible
     axes.plot(
-        series.steps[::stride], values[::stride], color=colour, linewidth=1.6,
-        marker=marker, markersize=4, label=label,
+        steps[::stride], values[::stride], color=colour, linewidth=1.6, label=label,
+        marker="o" if len(steps) < 3 else None,  # a line of one point is invisible
+        markersize=4,
     )  # fmt: skip
 
 

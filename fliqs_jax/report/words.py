@@ -96,7 +96,9 @@ def headline(run: Run) -> str:
     int8 (target 0.141)".
     """
     config, summary = run.config, run.summary
-    subject = f"{pretty(config.model)} on {pretty(config.dataset)}"
+    subject = pretty(config.model) or "A network"
+    if config.dataset:
+        subject += f" on {pretty(config.dataset)}"
     if summary is None:
         steps = [int(series.steps[-1]) for series in run.train.values()]
         total = f" of {config.phases.steps}" if config.phases else ""

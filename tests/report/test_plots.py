@@ -139,6 +139,15 @@ def test_phases_are_shaded_only_where_there_are_several(run):
     assert shades(None) == (0, [])
 
 
+def test_rows_without_a_reward_leave_no_hole_in_its_line(run):
+    reward = run.train["reward"]
+    values = np.where(np.arange(len(reward.values)) % 2, math.nan, reward.values)
+    gaps = dataclasses.replace(reward, values=values)
+    figure = draw_search(dataclasses.replace(run, train={**run.train, "reward": gaps}))
+    drawn = figure.axes[1].lines[0].get_ydata()
+    assert drawn.tolist() == reward.values[::2].tolist()
+
+
 def test_running_mean_leaves_out_what_is_not_finite():
     values = np.array([1.0, math.nan, 3.0, math.inf, 5.0])
     assert style.running_mean(values, 3).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]

@@ -20,6 +20,13 @@ def test_headline_says_accuracy_cost_and_target(make_run):
     )
 
 
+def test_headline_of_a_network_without_a_name(make_run):
+    run = read_run(make_run(steps=100))
+    config = dataclasses.replace(run.config, model="")
+    text = words.headline(dataclasses.replace(run, config=config))
+    assert text.startswith("A network on CIFAR-10: 81.2 %")
+
+
 def test_headline_of_an_unfinished_run_says_how_far_it_came(make_run):
     run = read_run(make_run(steps=100, finished=False))
     assert words.headline(run).endswith("the run has not finished (step 100 of 100)")
@@ -89,14 +96,10 @@ def test_cost_shares_match_a_hand_count():
 
 
 def test_cost_shares_agree_with_the_costs_that_a_search_pays():
-    sizes = {"input_size": 8, "output_size": 8, "calls": 1}
+    sizes = {"op": "dense", "input_size": 8, "output_size": 8, "calls": 1}
     sites = [
-        Site(
-            path="a", op="dense", weight_shape=(8, 8), macs=64, weight_count=64, **sizes
-        ),
-        Site(
-            path="b", op="dense", weight_shape=(8, 9), macs=72, weight_count=72, **sizes
-        ),
+        Site(path="a", weight_shape=(8, 8), macs=64, weight_count=64, **sizes),
+        Site(path="b", weight_shape=(8, 9), macs=72, weight_count=72, **sizes),
     ]
     policy = Policy({"a": ("int3", "uint5"), "b": ("e4m3", "bf16")})
     by_operations = words.cost_share(sites, policy, "bops")
