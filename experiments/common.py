@@ -6,14 +6,17 @@ The only place, with the launchers themselves, where text becomes objects.
 import dataclasses
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+import flax.linen as nn
+from absl import flags, logging
 
 import fliqs_jax as fq
 from fliqs_jax import costs
 from fliqs_jax.data import Dataset, load_dataset
 from fliqs_jax.train.job import JobSettings
+from fliqs_jax.train.loop import TrainingDiverged
 
 FLAGS = flags.FLAGS
 
@@ -42,10 +45,23 @@ def define_common_flags(*, steps: int) -> None:
     define("string", "model", "resnet8", "Name of a model, or package.module:factory.")
     define("list", "model_options", [], "Fields of the model: width=32,dtype=bfloat16.")
     define("list", "formats", ["int2", "int3", "int4", "int8"], "The options.")
-    define("enum", "cost", "bops", "What the budget counts.", enum_values=["bops", "size", "latency"])
-    define("string", "device", "cpu_2_cores", f"For --cost=latency: {', '.join(costs.DEVICES)}.")
+    define(
+        "enum",
+        "cost",
+        "bops",
+        "What the budget counts.",
+        enum_values=["bops", "size", "latency"],
+    )
+    define(
+        "string",
+        "device",
+        "cpu_2_cores",
+        f"For --cost=latency: {', '.join(costs.DEVICES)}.",
+    )
     define("float", "cost_target", 0.14, "Budget, a fraction of the reference's cost.")
-    define("string", "cost_reference", "int8", "Format of the uniform reference policy.")
+    define(
+        "string", "cost_reference", "int8", "Format of the uniform reference policy."
+    )
     define("integer", "steps", steps, "Training steps.")
     define("integer", "batch_size", 128, "Examples a step, over all devices.")
     define("integer", "seed", 0, "Seed of everything random.")
@@ -54,9 +70,26 @@ def define_common_flags(*, steps: int) -> None:
     define("float", "weight_decay", 5e-4, "On matrices and kernels, not on vectors.")
     define("float", "label_smoothing", 0.0, "In [0, 1).")
     define("float", "validation_fraction", 0.1, "Share of training images held out.")
-    define("enum", "dtype", "float32", "Of computation.", enum_values=["float32", "bfloat16"])
-    define("enum", "mapping", "shard_map", "Over devices.", enum_values=["shard_map", "pmap"])
-    define("integer", "steps_per_call", None, "Steps in one compiled call (default: 1 on CPU).")
+    define(
+        "enum",
+        "dtype",
+        "float32",
+        "Of computation.",
+        enum_values=["float32", "bfloat16"],
+    )
+    define(
+        "enum",
+        "mapping",
+        "shard_map",
+        "Over devices.",
+        enum_values=["shard_map", "pmap"],
+    )
+    define(
+        "integer",
+        "steps_per_call",
+        None,
+        "Steps in one compiled call (default: 1 on CPU).",
+    )
     define("integer", "log_every", 50, "Steps between two lines of metrics.")
     define("integer", "evaluate_every", 1000, "Steps between validations; 0 is never.")
     define("integer", "checkpoint_every", 500, "Steps between checkpoints.")
@@ -148,13 +181,32 @@ def model_options() -> dict[str, Any]:
     return options
 
 
-def model(num_classes: int) -> Any:
+def model(num_classes: int) -> nn.Module:
     """Returns the model that the flags name: one of ours, or a user's own factory."""
-    if ":" not in FLAGS.model:
-        return fq.create_model(FLAGS.model, num_classes=num_classes, **model_options())
-    module_name, _, factory_name = FLAGS.model.partition(":")
+    if ":" in FLAGS.model:
+        return user_model(FLAGS.model, num_classes=num_classes, **model_options())
+    return fq.create_model(FLAGS.model, num_classes=num_classes, **model_options())
+
+
+def user_model(name: str, **arguments: Any) -> nn.Module:
+    """Returns `factory(**arguments)` of a name like `package.module:factory`."""
+    module_name, _, factory_name = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--model={FLAGS.model}: {error}") from error
-    return factory(num_classes=num_classes, **model_options())
+        raise ValueError(
+            f"model {name!r}: {error}; name it package.module:factory, importable from "
+            "the folder that you start in"
+        ) from error
+    return factory(**arguments)
+
+
+def run_or_exit(argv: list[str], run: Callable[[], None]) -> None:
+    """Runs a launcher; a user's mistake ends it with one line instead of a traceback."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
+    try:
+        run()
+    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")

@@ -8,7 +8,6 @@ of searching. Writes policy.json, summary.json, metrics.jsonl, report.html, chec
 """
 
 import functools
-import sys
 
 from absl import app, flags
 
@@ -24,38 +23,58 @@ from fliqs_jax.searchers.format_search import (
     search_formats,
 )
 from fliqs_jax.train.classifier import image_sites
-from fliqs_jax.train.loop import TrainingDiverged
 
 FLAGS = flags.FLAGS
 
 common.define_common_flags(steps=5000)
-common.define("enum", "form", "default", "Of the controller.", enum_values=["default", "published"])
-common.define("integer", "policy_every", None, "Steps between updates of the controller.")
+common.define(
+    "enum",
+    "form",
+    "default",
+    "Of the controller.",
+    enum_values=["default", "published"],
+)
+common.define(
+    "integer", "policy_every", None, "Steps between updates of the controller."
+)
 common.define("integer", "policy_samples", None, "Policies judged on one batch.")
 common.define("float", "policy_learning_rate", None, "Adam's, on the logits.")
 common.define("float", "entropy_weight", None, "At the end of the search.")
 common.define("float", "cost_beta", None, "Loss that a cost error of 100 % is worth.")
 common.define("float", "warmup_fraction", 0.25, "Of the steps, with uniform policies.")
 common.define("float", "final_fraction", None, "Of the steps, at the policy found.")
-common.define("enum", "selection", None, "Of the final policy.", enum_values=["within_budget", "argmax"])
-common.define("enum", "scales", None, "Clip bounds by squared error, or absmax.", enum_values=["calibrated", "absmax"])
-common.define("integer", "calibrate_every", 100, "Steps between updates of the clip bounds.")
+common.define(
+    "enum",
+    "selection",
+    None,
+    "Of the final policy.",
+    enum_values=["within_budget", "argmax"],
+)
+common.define(
+    "enum",
+    "scales",
+    None,
+    "Clip bounds by squared error, or absmax.",
+    enum_values=["calibrated", "absmax"],
+)
+common.define(
+    "integer", "calibrate_every", 100, "Steps between updates of the clip bounds."
+)
 common.define("bool", "per_channel", None, "One weight scale an output channel.")
 common.define("bool", "clip_gradient", None, "No gradient to clipped values.")
 common.define("bool", "weights_only", False, "Search the weights' formats alone.")
 common.define("bool", "separate", False, "A decision each for weights and input.")
-common.define("list", "pins", [], "Fixed sites, path or regex: Conv_0=int8,Dense_0=int8.")
+common.define(
+    "list", "pins", [], "Fixed sites, path or regex: Conv_0=int8,Dense_0=int8."
+)
 common.define("list", "groups", [], "Regexes; the sites each matches share a decision.")
-common.define("string", "policy", None, "Train at a format name or a policy.json instead.")
+common.define(
+    "string", "policy", None, "Train at a format name or a policy.json instead."
+)
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        run()
-    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
-        sys.exit(f"error: {error}")
+    common.run_or_exit(argv, run)
 
 
 def run() -> None:

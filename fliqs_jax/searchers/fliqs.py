@@ -114,7 +114,9 @@ class Fliqs:
     def __post_init__(self):
         for name in ("judge_every", "calibrate_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
         if self.policy is None:
             check_feasible(self.costs, self.target)
         elif self.phases.search_end:

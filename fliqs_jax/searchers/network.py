@@ -23,6 +23,11 @@ from fliqs_jax.train.workdir import read_json
 _FOLDER = "network"
 
 
+def _split(variables: PyTree) -> tuple[PyTree, PyTree]:
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    return variables["params"], state
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A trained, quantized network: raw images in, logits out.
@@ -38,13 +43,18 @@ class Network:
 
     def __call__(self, images: Array) -> Float[Array, "B C"]:
         """Returns logits of uint8 images [B, H, W, C]."""
-        return self.classifier.predict(
-            self.params, self.model_state, images, formats=self.formats
-        )
+        return self.predict(self.variables, images)
 
     @property
     def variables(self) -> PyTree:
         return {"params": self.params, **self.model_state}
+
+    def predict(self, variables: PyTree, images: Array) -> Float[Array, "B C"]:
+        """Returns logits for other variables of the same network, for `jit`."""
+        params, model_state = _split(variables)
+        return self.classifier.predict(
+            params, model_state, images, formats=self.formats
+        )
 
 
 def save_network(
@@ -66,9 +76,7 @@ def save_network(
         checkpoints.save(0, tree)
 
 
-def load_network(
-    workdir: str | os.PathLike, model: nn.Module | None = None
-) -> Network:
+def load_network(workdir: str | os.PathLike, model: nn.Module | None = None) -> Network:
     """Loads the trained network of a finished run.
 
     Args:

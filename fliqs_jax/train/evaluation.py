@@ -21,7 +21,9 @@ from fliqs_jax.train.losses import correct, cross_entropy
 Predict = Callable[[PyTree, Array], Float[Array, "B C"]]
 
 
-def evaluate(predict: Predict, variables: PyTree, batches: Iterable) -> dict[str, float]:
+def evaluate(
+    predict: Predict, variables: PyTree, batches: Iterable
+) -> dict[str, float]:
     """Returns the mean accuracy and loss over every example of a split.
 
     Args:

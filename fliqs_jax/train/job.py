@@ -82,10 +82,14 @@ class JobSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
         for name in ("evaluate_every", "recalibration_batches"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must not be negative, got {getattr(self, name)}"
+                )
         if self.mapping not in MAPPINGS:
             raise ValueError(
                 f"mapping must be one of {', '.join(MAPPINGS)}, got {self.mapping!r}"
@@ -179,10 +183,14 @@ def run_job(
                 checkpoints.save(settings.steps, _saved(state, timer.total()))
             journal.close()
         checkpoints.wait()
-    return state, evaluator, {
-        "seconds": timer.total(),
-        "compile_count": dispatch.compile_count,
-    }
+    return (
+        state,
+        evaluator,
+        {
+            "seconds": timer.total(),
+            "compile_count": dispatch.compile_count,
+        },
+    )
 
 
 def _saved(state: PyTree, seconds: float) -> dict[str, PyTree]:

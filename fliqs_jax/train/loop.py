@@ -42,7 +42,12 @@ class Dispatcher:
     """
 
     def __init__(
-        self, step: Step, mesh: Mesh, *, mapping: str = "shard_map", steps_per_call: int = 1
+        self,
+        step: Step,
+        mesh: Mesh,
+        *,
+        mapping: str = "shard_map",
+        steps_per_call: int = 1,
     ):
         if mapping not in MAPPINGS:
             raise ValueError(
@@ -109,5 +114,3 @@ def check_finite(losses: np.ndarray, start: int) -> None:
             f"loss is {losses[bad[0]]} at step {start + bad[0]}: lower the learning rate "
             "or leave out the narrowest formats; the last checkpoint before it is kept"
         )
-
-

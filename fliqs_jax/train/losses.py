@@ -6,7 +6,10 @@ from jaxtyping import Array, Float, Int
 
 
 def cross_entropy(
-    logits: Float[Array, "B C"], labels: Int[Array, "B"], *, label_smoothing: float = 0.0
+    logits: Float[Array, "B C"],
+    labels: Int[Array, "B"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> Float[Array, "B"]:
     r"""Returns each example's cross entropy, in nats.
 

@@ -234,7 +234,8 @@ class ProgressLine:
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
             left = "ETA " + _duration((self._total - step) / rate)
-            wide_timing, timing = [f"{rate:.3g} steps/s", left], [f"{rate:.3g}/s", left]
+            wide_timing = [f"{rate:.{0 if rate > 99 else 1}f} steps/s", left]
+            timing = [f"{rate:.{0 if rate > 9 else 1}f}/s", left]
         counter = f"{step}/{self._total}"
         wide, narrow = [counter], [counter]
         for key, wide_name, narrow_name, form in _COLUMNS:

@@ -6,6 +6,7 @@ is not a registry of runs, and it does not know what the files in it mean.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 _CONFIG = "config.json"
+_LONGEST = 120  # characters of a value in a message
 _LOCK = ".lock"  # hidden files do not count when a folder is judged to be empty
 
 
@@ -142,19 +144,32 @@ def _check_owner(
     old = read_json(file)
     if not isinstance(old, dict):
         raise ValueError(f"{file} does not hold the settings of a run: remove it")
-    absent = "(absent)"
+    there, now = _flat(old, volatile), _flat(config, volatile)
     lines = [
-        f"  {name}: {json.dumps(old[name]) if name in old else absent} there, "
-        f"{json.dumps(config[name]) if name in config else absent} now"
-        for name in sorted(old.keys() | config.keys())
-        if name not in volatile
-        and (name in old, old.get(name)) != (name in config, config.get(name))
+        f"  {name}: {there.get(name, '(absent)')} there, {now.get(name, '(absent)')} now"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
     ]
     if lines:
         raise ValueError(
             f"workdir {folder} belongs to a run with other settings; choose another "
             "--workdir, or run again with the values there:\n" + "\n".join(lines)
         )
+
+
+def _flat(config: Mapping[str, Any], skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """Returns the settings as short texts by dotted name, so that one can be named."""
+    texts = {}
+    for name, value in config.items():
+        if name in skip:
+            continue
+        if isinstance(value, Mapping):
+            texts |= {f"{name}.{inner}": text for inner, text in _flat(value).items()}
+        else:
+            text = json.dumps(value)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            texts[name] = text if len(text) <= _LONGEST else f"(long, {digest})"
+    return texts
 
 
 @contextlib.contextmanager

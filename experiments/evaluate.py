@@ -1,0 +1,58 @@
+"""Evaluates a finished run's network again, on the test split or another.
+
+  python -m experiments.evaluate --workdir=runs/digits
+
+Reads the workdir and changes nothing in it. Prints one JSON object.
+"""
+
+import json
+
+import jax
+from absl import app, flags
+
+import fliqs_jax as fq
+from experiments import common
+from fliqs_jax.data import evaluation_batches
+from fliqs_jax.train.evaluation import evaluate
+from fliqs_jax.train.workdir import read_json
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+flags.DEFINE_enum(
+    "split", "test", ["train", "validation", "test"], "Which examples to look at."
+)
+flags.DEFINE_string("data_dir", None, "Folder of TFDS data (default: the run's).")
+flags.DEFINE_string("model", None, "package.module:factory, where the run needs it.")
+flags.DEFINE_integer("batch_size", 256, "Examples a forward pass.")
+
+
+def main(argv: list[str]) -> None:
+    common.run_or_exit(argv, run)
+
+
+def run() -> None:
+    """Loads, evaluates, prints."""
+    model = None
+    if FLAGS.model is not None:
+        classes = read_json(f"{FLAGS.workdir}/config.json")["network"]["num_classes"]
+        model = common.user_model(FLAGS.model, num_classes=classes)
+    network = fq.load_network(FLAGS.workdir, model)
+    config = read_json(f"{FLAGS.workdir}/config.json")
+    data = fq.load_dataset(
+        config["dataset"],
+        data_dir=FLAGS.data_dir or config["session"]["data_dir"],
+        image_size=config["flags"]["image_size"],
+        validation_fraction=config["flags"]["validation_fraction"],
+    )
+    predict = jax.jit(lambda variables, images: network.predict(variables, images))
+    result = evaluate(
+        predict,
+        network.variables,
+        evaluation_batches(getattr(data, FLAGS.split), FLAGS.batch_size),
+    )
+    print(json.dumps({"workdir": FLAGS.workdir, "split": FLAGS.split, **result}))
+
+
+if __name__ == "__main__":
+    app.run(main)
