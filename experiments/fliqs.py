@@ -13,6 +13,7 @@ from absl import app, flags
 
 import fliqs_jax as fq
 from experiments import common
+from fliqs_jax import costs
 from fliqs_jax.data import augment, default_augmentation
 from fliqs_jax.searchers.format_search import (
     PUBLISHED,
@@ -69,7 +70,10 @@ common.define(
 )
 common.define("list", "groups", [], "Regexes; the sites each matches share a decision.")
 common.define(
-    "string", "policy", None, "Train at a format name or a policy.json instead."
+    "string",
+    "policy",
+    None,
+    "Train at this instead of searching: a format name, a policy.json, or random:SEED (of the cost target, within 3 %).",
 )
 
 
@@ -84,20 +88,12 @@ def run() -> None:
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     sites = image_sites(model, dataset.train.image_shape)
-    policy = fixed_policy(sites)
-    formats = FLAGS.formats
+    space = search_space(sites, FLAGS.formats)
+    policy = fixed_policy(space)
     if policy is not None:
         # Room for the policy's own formats; nothing is searched.
         names = [name.removeprefix("u") for pair in policy.values() for name in pair]
-        formats = list(dict.fromkeys([*formats, *names]))
-    space = fq.SearchSpace(
-        sites,
-        formats,
-        weights_only=FLAGS.weights_only,
-        separate=FLAGS.separate,
-        groups=FLAGS.groups or None,
-        pins=common.parse_options(FLAGS.pins) or None,
-    )
+        space = search_space(sites, list(dict.fromkeys([*FLAGS.formats, *names])))
     augmentation = default_augmentation(FLAGS.dataset)
     search_formats(
         model,
@@ -119,6 +115,18 @@ def run() -> None:
         ),
         policy=policy,
         config=common.run_config(),
+    )
+
+
+def search_space(sites: tuple[fq.Site, ...], formats: list[str]) -> fq.SearchSpace:
+    """Returns the decisions that the flags describe."""
+    return fq.SearchSpace(
+        sites,
+        formats,
+        weights_only=FLAGS.weights_only,
+        separate=FLAGS.separate,
+        groups=FLAGS.groups or None,
+        pins=common.parse_options(FLAGS.pins) or None,
     )
 
 
@@ -158,13 +166,19 @@ def fliqs_settings() -> FliqsSettings:
     )
 
 
-def fixed_policy(sites) -> fq.Policy | None:
+def fixed_policy(space: fq.SearchSpace) -> fq.Policy | None:
     """Returns the policy to train at, or None for a search."""
     if FLAGS.policy is None:
         return None
     if FLAGS.policy.endswith(".json"):
         return fq.Policy.load(FLAGS.policy)
-    return fq.Policy.uniform(sites, FLAGS.policy)
+    if not FLAGS.policy.startswith("random:"):
+        return fq.Policy.uniform(space.sites, FLAGS.policy)
+    table = costs.cost_table(space, common.site_cost())
+    target = FLAGS.cost_target * table.reference(FLAGS.cost_reference)
+    seed = int(FLAGS.policy.removeprefix("random:"))
+    (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)
+    return space.policy(options)
 
 
 def _chosen(value: str | None, name: str) -> bool | None:

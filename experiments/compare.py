@@ -1,0 +1,165 @@
+"""Runs searches and their baselines over seeds, and puts them side by side.
+
+  python -m experiments.compare --workdir=runs/compare_digits \
+      --preset=experiments/presets/digits.flags --uniform=int3 --seeds=0,1,2
+
+Every run is `experiments.fliqs` in a folder of its own under the workdir, with the flags
+of the preset: the search, uniform policies, random policies of the same cost, and the
+search's policy trained from scratch. Finished runs are skipped, interrupted ones resumed.
+Writes comparison.csv and comparison.md.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import functools
+import os
+import pathlib
+import queue
+import statistics
+import subprocess
+import sys
+
+from absl import app, flags
+
+from experiments import common
+from fliqs_jax.train.workdir import read_json, replace_text
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
+flags.DEFINE_string("preset", None, "Flagfile of experiments.fliqs.", required=True)
+flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every method each.")
+flags.DEFINE_list("uniform", ["int3"], "Uniform policies to train as long.")
+flags.DEFINE_integer("random_policies", 2, "Random policies of equal cost a seed.")
+flags.DEFINE_bool("retrain", True, "Train the policy found from scratch as well.")
+flags.DEFINE_bool("published", False, "Run the published form of the search as well.")
+flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
+flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
+
+
+def main(argv: list[str]) -> None:
+    common.run_or_exit(argv, run)
+
+
+def run() -> None:
+    """Runs what is missing, seed by seed, then writes the comparison."""
+    folder = pathlib.Path(FLAGS.workdir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    rounds = [_runs(folder, seed) for seed in FLAGS.seeds]
+    first = [job for round_ in rounds for job in round_ if "retrain" not in job[0]]
+    # Retraining needs the policies found, so it comes last.
+    last = [job for round_ in rounds for job in round_ if "retrain" in job[0]]
+    failed = []
+    for jobs in (first, last):
+        with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
+            failed += [name for name in pool.map(_run, jobs) if name]
+        _write(folder)
+    if failed:
+        raise ValueError(
+            f"runs failed: {', '.join(failed)}; see their .log files, mend and run again"
+        )
+
+
+def _runs(folder: pathlib.Path, seed: str) -> list[tuple[str, pathlib.Path, list[str]]]:
+    """Returns (name, folder, flags) of one seed's runs."""
+    methods = {"search": []}
+    methods |= {f"uniform_{name}": [f"--policy={name}"] for name in FLAGS.uniform}
+    for index in range(FLAGS.random_policies):
+        policy_seed = 1000 * int(seed) + index
+        methods[f"random_{index}"] = [f"--policy=random:{policy_seed}"]
+    if FLAGS.published:
+        methods["published"] = ["--form=published"]
+    if FLAGS.retrain:
+        found = folder / f"search-seed{seed}" / "policy.json"
+        methods["retrain"] = [f"--policy={found}"]
+    return [
+        (f"{name}-seed{seed}", folder / f"{name}-seed{seed}", [*own, f"--seed={seed}"])
+        for name, own in methods.items()
+    ]
+
+
+def _run(job: tuple[str, pathlib.Path, list[str]]) -> str | None:
+    """Runs one job to its end; returns its name if it failed."""
+    name, folder, own = job
+    if (folder / "summary.json").exists():
+        return None
+    folder.mkdir(exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "experiments.fliqs"),
+        *(f"--flagfile={FLAGS.preset}", f"--workdir={folder}"),
+        *own,
+        *(f"--{flag}" for flag in FLAGS.extra),
+    ]
+    print(f"running {name}", flush=True)
+    cores = _shares().get()
+    try:
+        with open(folder.with_suffix(".log"), "a", encoding="utf-8") as log:
+            done = subprocess.run(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            )
+    finally:
+        _shares().put(cores)
+    return name if done.returncode else None
+
+
+@functools.cache
+def _shares() -> queue.Queue:
+    """Cores for each of the runs at a time, so that they do not fight for them."""
+    shares, cores = queue.Queue(), sorted(os.sched_getaffinity(0))
+    for number in range(FLAGS.jobs):
+        shares.put(cores[number :: FLAGS.jobs] or cores)
+    return shares
+
+
+def _write(folder: pathlib.Path) -> None:
+    """Writes and prints the runs that are finished, and their means over seeds."""
+    rows = []
+    for file in sorted(folder.glob("*-seed*/summary.json")):
+        method, _, seed = file.parent.name.rpartition("-seed")
+        summary = read_json(file)
+        rows.append(
+            {
+                "method": method.split("_")[0] if "random" in method else method,
+                "run": file.parent.name,
+                "seed": int(seed),
+                "accuracy": summary["accuracy"],
+                "cost_of_reference": summary["cost"] / summary["cost_of_reference"],
+                "seconds": summary["seconds"],
+            }
+        )
+    with open(folder / "comparison.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    table = comparison_table(rows)
+    replace_text(folder / "comparison.md", table + "\n")
+    print(table)
+
+
+def comparison_table(rows: list[dict]) -> str:
+    """Returns mean and standard deviation of each method, as Markdown."""
+    by_method = collections.defaultdict(list)
+    for row in rows:
+        by_method[row["method"]].append(row)
+    lines = [
+        "| method | runs | test accuracy, % | cost | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for method, own in sorted(by_method.items()):
+        accuracy = [100 * row["accuracy"] for row in own]
+        deviation = statistics.stdev(accuracy) if len(own) > 1 else float("nan")
+        cost = statistics.mean(row["cost_of_reference"] for row in own)
+        minutes = statistics.mean(row["seconds"] for row in own) / 60
+        lines.append(
+            f"| {method} | {len(own)} | {statistics.mean(accuracy):.2f} ± "
+            f"{deviation:.2f} | {cost:.4f} | {minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)
