@@ -92,7 +92,8 @@ def fake_quantize_blocks(
     length = x32.shape[-1]
     fill = [(0, 0)] * (x.ndim - 1) + [(0, -length % block_size)]
     padded = jnp.pad(x32, fill)  # zeros change no block's largest magnitude
-    blocks = padded.reshape(*padded.shape[:-1], -1, block_size)
+    num_blocks = padded.shape[-1] // block_size
+    blocks = padded.reshape(*padded.shape[:-1], num_blocks, block_size)
     kept = tuple(range(x.ndim))  # every axis but the one within a block
     scale = mx_scale(absmax_bound(blocks, axis=kept), fmt)
     y = fake_quantize(blocks, fmt, scale=scale, clip_gradient=clip_gradient, key=key)
