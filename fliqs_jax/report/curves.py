@@ -43,7 +43,7 @@ def draw_training(run: Run) -> "matplotlib.figure.Figure":
             series = run.evaluation[split, quantity]
             axes.plot(
                 series.steps, factor * series.values, color=colour, marker="o",
-                markersize=3.5, linewidth=1.2, label=split or "evaluation",
+                markersize=3.5, linewidth=1.2, label=split, clip_on=False,
             )  # fmt: skip
         if quantity == "accuracy" and run.summary is not None:
             axes.plot(

@@ -175,8 +175,8 @@ def _probability_figures(run: Run) -> list[str]:
     overview = (
         "One row a decision. The dashed line ends the warm-up; the white dot marks the "
         "step since which the choice at the row's right end has been the most probable "
-        "one. The final policy can differ where the most probable choices together "
-        "would miss the budget."
+        "one. An arrow leads to the final policy's format where it is another, as the "
+        "most probable choices together would have missed the budget."
     )
     detail = (
         "One panel a decision, one row an option, in the order of the search space. "

@@ -53,13 +53,11 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     )  # fmt: skip
     axes.set_yticks(range(rows), [shorten(name, 34) for name in names])
     style.step_ticks(axes)
-    for row, (_, settled) in enumerate(zip(finals, _settled_steps(run), strict=True)):
-        axes.plot(
-            settled, row, marker="o", markersize=3, color="#ffffff", markeredgewidth=0
-        )
+    for row, settled in enumerate(_settled_steps(run)):
+        axes.plot(settled, row, "o", markersize=3, color="#ffffff", clip_on=False)
     _mark_warmup(axes, run, steps)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(range(rows), finals)
+    right.set_yticks(range(rows), _outcomes(run, finals))
     right.tick_params(colors=style.INK, labelsize=style.TICK_SIZE, length=0)
     right.spines["right"].set_visible(False)
     bar = figure.colorbar(
@@ -176,6 +174,16 @@ def _settled_steps(run: Run) -> list[float]:
     behind = ~ahead[::-1]
     first = np.where(behind.any(axis=0), len(ahead) - behind.argmax(axis=0), 0)
     return [float(trace.steps[t]) if t < len(ahead) else math.nan for t in first]
+
+
+def _outcomes(run: Run, finals: list[str]) -> list[str]:
+    """The final options; "int3 → int2" where the policy holds another format."""
+    policy = run.policy or {}
+    texts = []
+    for name, final in zip(_decision_names(run), finals, strict=True):
+        chosen = policy.get(name, (final, final))[0]  # grouped decisions name no site
+        texts.append(final if chosen == final else f"{final} → {chosen}")
+    return texts
 
 
 def _bits_norm(bits: np.ndarray | None):

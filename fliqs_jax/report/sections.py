@@ -44,7 +44,7 @@ def _verdict(run: Run) -> str:
     gain = 100 * (summary.accuracy - rival.accuracy)
     return (
         f"{text} The same weights with {rival.format} everywhere, the best uniform "
-        f"policy at no more cost, reach {words.percent(rival.accuracy)}: "
+        f"policy within the target, reach {words.percent(rival.accuracy)}: "
         f"{abs(gain):.1f} points {'less' if gain >= 0 else 'more'}."
     )
 

@@ -127,13 +127,13 @@ def budget_verdict(cost_ratio: float) -> str:
 
 
 def nearest_uniform(run: Run) -> UniformResult | None:
-    """Returns the best uniform policy of at most the run's own cost (+0.5 %)."""
+    """Returns the best uniform policy that costs no more than the target (+0.5 %)."""
     if run.summary is None:
         return None
     affordable = [
         row
         for row in run.summary.uniform
-        if row.cost <= 1.005 * run.summary.cost and not math.isnan(row.accuracy)
+        if row.cost_ratio <= 1.005 and not math.isnan(row.accuracy)
     ]
     return max(affordable, key=lambda row: row.accuracy, default=None)
 
@@ -165,7 +165,7 @@ def command(run: Run) -> str | None:
     flags = [
         _flag(name, value)
         for name, value in sorted(run.config.flags.items())
-        if name != "workdir" and value is not None
+        if name != "workdir" and value is not None and value != []
     ]
     module = f"experiments.{run.config.method}"
     return " ".join(["python -m", module, "--workdir=DIR", *flags])
@@ -173,6 +173,8 @@ def command(run: Run) -> str | None:
 
 def flag_text(value: Any) -> str:
     """Returns a flag's value as it is typed: a list joined by commas."""
+    if value is None or value == []:
+        return "not set"
     if isinstance(value, list | tuple):
         return ",".join(str(item) for item in value)
     return str(value)

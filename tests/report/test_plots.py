@@ -87,6 +87,16 @@ def test_dot_marks_the_step_of_the_last_change_of_mind(run):
     assert figure.axes[0].lines[0].get_xdata() == [30]
 
 
+def test_policy_that_left_the_most_probable_option_is_shown(run):
+    values = [[[0.5, 0.5], [0.5, 0.5]], [[0.4, 0.6], [0.9, 0.1]]]
+    policy = {"Conv_0": ("int2", "int2"), "ResidualBlock_0/Conv_0": ("int2", "uint2")}
+    held = with_probabilities(run, values, ("int2", "int8"))
+    figure = draw_expected_bits(dataclasses.replace(held, policy=policy))
+    right = figure.axes[0].child_axes[0]
+    labels = [text.get_text() for text in right.get_yticklabels()]
+    assert labels == ["int8 → int2", "int2"]
+
+
 def test_opacity_of_a_strip_is_the_probability(run):
     values = [[[0.2, 0.8]], [[0.0, 1.0]]]
     figure = draw_probabilities(with_probabilities(run, values, ("int2", "int8")))

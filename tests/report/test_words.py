@@ -118,10 +118,11 @@ def test_command_survives_the_shell(make_run):
     ]  # fmt: skip
 
 
-def test_nearest_uniform_costs_no_more(make_run):
+def test_nearest_uniform_keeps_the_target(make_run):
     run = read_run(make_run(steps=100))
     assert words.nearest_uniform(run).format == "int3"  # int4 is better but dearer
-    summary = dataclasses.replace(run.summary, cost=1.0)
+    dear = tuple(row for row in run.summary.uniform if row.cost_ratio > 1.1)
+    summary = dataclasses.replace(run.summary, uniform=dear)
     assert words.nearest_uniform(dataclasses.replace(run, summary=summary)) is None
 
 
