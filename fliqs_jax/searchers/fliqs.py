@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from fliqs_jax.controller import Controller, ControllerState, entropy
 from fliqs_jax.costs import CostTable, check_feasible, most_probable_within
@@ -125,7 +125,7 @@ class Fliqs:
                 f"be 0, got {self.phases.search_end}"
             )
 
-    def init(self, key: Key[Array, ""], images: Array) -> SearchState:
+    def init(self, key: Key[Array, ""], images: ArrayLike) -> SearchState:
         """Returns the state before the first step."""
         init_key, run_key = jax.random.split(key)
         params, model_state = self.classifier.init(init_key, images)

@@ -11,7 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy, SiteFormats
@@ -41,7 +41,7 @@ class Network:
     policy: Policy
     formats: SiteFormats  # of the policy, with the clip bounds of training
 
-    def __call__(self, images: Array) -> Float[Array, "B C"]:
+    def __call__(self, images: ArrayLike) -> Float[Array, "B C"]:
         """Returns logits of uint8 images [B, H, W, C]."""
         return self.predict(self.variables, images)
 
@@ -49,7 +49,7 @@ class Network:
     def variables(self) -> PyTree:
         return {"params": self.params, **self.model_state}
 
-    def predict(self, variables: PyTree, images: Array) -> Float[Array, "B C"]:
+    def predict(self, variables: PyTree, images: ArrayLike) -> Float[Array, "B C"]:
         """Returns logits for other variables of the same network, for `jit`."""
         params, model_state = _split(variables)
         return self.classifier.predict(

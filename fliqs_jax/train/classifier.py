@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.data import normalise
 from fliqs_jax.policy import Policy, SiteFormats
@@ -73,7 +73,7 @@ class Classifier:
     std: tuple[float, ...]
     augment: Augment | None = None  # of training batches, on device
 
-    def init(self, key: Array, images: Array) -> tuple[PyTree, PyTree]:
+    def init(self, key: Array, images: ArrayLike) -> tuple[PyTree, PyTree]:
         """Returns freshly initialised (params, model state)."""
         variables = self.quantized.init(
             {"params": key, "dropout": jax.random.fold_in(key, 1)},
@@ -83,7 +83,7 @@ class Classifier:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         return variables["params"], state
 
-    def normalise(self, images: Array) -> Float[Array, "B H W C"]:
+    def normalise(self, images: ArrayLike) -> Float[Array, "B H W C"]:
         """Returns float32 images with zero mean and unit variance per channel."""
         return normalise(images, jnp.asarray(self.mean), jnp.asarray(self.std))
 
@@ -91,7 +91,7 @@ class Classifier:
         self,
         params: PyTree,
         model_state: PyTree,
-        images: Array,
+        images: ArrayLike,
         *,
         formats: SiteFormats | Policy | None,
         dropout_key: Array | None = None,
@@ -110,7 +110,7 @@ class Classifier:
         self,
         params: PyTree,
         model_state: PyTree,
-        images: Array,
+        images: ArrayLike,
         *,
         formats: SiteFormats | Policy | None,
     ) -> Float[Array, "B C"]:
@@ -126,7 +126,7 @@ class Classifier:
         self,
         params: PyTree,
         model_state: PyTree,
-        images: Array,
+        images: ArrayLike,
         *,
         formats: SiteFormats | Policy | None,
         dropout_key: Array | None = None,

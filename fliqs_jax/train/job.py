@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from fliqs_jax.data import BatchSource, Dataset, batches
 from fliqs_jax.policy import SiteFormats
@@ -46,7 +46,7 @@ class Searcher(Protocol):
 
     classifier: Classifier
 
-    def init(self, key: Array, images: Array) -> PyTree:
+    def init(self, key: Array, images: ArrayLike) -> PyTree:
         """Returns the state before step 0."""
 
     def step(self, state: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, Array]]:

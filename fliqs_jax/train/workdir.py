@@ -145,8 +145,9 @@ def _check_owner(
     if not isinstance(old, dict):
         raise ValueError(f"{file} does not hold the settings of a run: remove it")
     there, now = _flat(old, volatile), _flat(config, volatile)
+    no = "(absent)"
     lines = [
-        f"  {name}: {there.get(name, '(absent)')} there, {now.get(name, '(absent)')} now"
+        f"  {name}: {there.get(name, no)} there, {now.get(name, no)} now"
         for name in sorted(there.keys() | now.keys())
         if there.get(name) != now.get(name)
     ]
