@@ -47,7 +47,7 @@ def register_site_type(
     *,
     op: str,
     macs: Callable[[SiteCall], int],
-    weights: tuple[str, ...] = ("kernel",),
+    weights: str | tuple[str, ...] = "kernel",
     contracted_axes: Callable[[SiteCall], tuple[int, ...]] = _all_but_last,
 ) -> None:
     """Makes a layer class, and its subclasses, sites from now on.
@@ -61,34 +61,30 @@ def register_site_type(
       module_class: a subclass of `nn.Module`.
       op: the site's kind, for tables and cost models ("dense", "conv", ...).
       macs: multiply-accumulates of one call, batch included, from its shapes.
-      weights: names of the parameters that take the weight format, in the layer's own
-        scope.
+      weights: name or names of the parameters, in the layer's own scope, that take the
+        weight format.
       contracted_axes: axes of the first weight that are summed over (per-channel scales
         reduce over them); all but the last by default.
 
     Raises:
-      TypeError: if `module_class` is no linen module class, or `weights` is a string.
+      TypeError: if `module_class` is no linen module class.
 
     Example:
       >>> class Scale(nn.Module):
       ...     @nn.compact
       ...     def __call__(self, x):
       ...         return x * self.param("gain", nn.initializers.ones, x.shape[-1:])
-      >>> register_site_type(Scale, op="scale", weights=("gain",),
+      >>> register_site_type(Scale, op="scale", weights="gain",
       ...     macs=lambda call: math.prod(call.input_shape))
     """
     if not (inspect.isclass(module_class) and issubclass(module_class, nn.Module)):
         raise TypeError(
             f"module_class must be a flax.linen Module class, got {module_class!r}"
         )
-    if isinstance(weights, str) or not weights:
-        raise TypeError(
-            f"weights must be a tuple of parameter names, got {weights!r}: write"
-            f" ({weights!r},)"
-        )
+    names = (weights,) if isinstance(weights, str) else tuple(weights)
     global _SITE_TYPES  # a new table each time: readers never see one change
     site_type = SiteType(
-        op=op, weights=tuple(weights), macs=macs, contracted_axes=contracted_axes
+        op=op, weights=names, macs=macs, contracted_axes=contracted_axes
     )
     _SITE_TYPES = types.MappingProxyType({**_SITE_TYPES, module_class: site_type})
 

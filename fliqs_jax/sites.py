@@ -83,7 +83,7 @@ class _Found:
     calls: int = 0
 
 
-def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
+def find_sites(model: Any, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
     """Lists the contractions with weights in a linen model, in call order.
 
     Only shapes are used; nothing is computed and the model needs no variables. A module

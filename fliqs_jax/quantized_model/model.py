@@ -58,7 +58,7 @@ class QuantizedModel:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         sites: Sequence[Site] | None = None,
         per_channel: bool = False,
