@@ -52,15 +52,15 @@ def final_rises(problems) -> np.ndarray:
     return problems.rises * np.exp(-problems.drifts)[:, :, None]
 
 
-def best_within_budget(scores, costs, *, grid=4000) -> np.ndarray:
+def best_within_budget(scores, costs, *, grid=20_000) -> np.ndarray:
     """The options [L] with the largest sum of scores whose costs sum to at most 1.
 
-    Dynamic programming over the cost in `grid` parts, each rounded up; half of what
-    the rounding may take is given back, so the budget holds to L / 2 parts (0.3 %).
+    Dynamic programming over the cost in `grid` parts, each rounded up; what rounding
+    may take is given back, so the budget holds to L / grid (a tenth of a percent).
     """
     num_sites = len(scores)
     prices = np.ceil(np.asarray(costs, float) * grid - 1e-3).astype(int)
-    best, choices = np.zeros(grid + num_sites // 2 + 1), []
+    best, choices = np.zeros(grid + num_sites + 1), []
     for site in range(num_sites):
         totals = np.full((scores.shape[1], len(best)), -np.inf)
         for option, price in enumerate(prices[site]):

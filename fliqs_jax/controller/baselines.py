@@ -90,7 +90,9 @@ def update_debiased_baseline(
     """
     _check_decay(decay)
     weights_sum = 1.0 - jnp.float32(decay) ** (state.num_rewards + 1)
-    return _move(state, reward, (1.0 - decay) / weights_sum)
+    # The first rate is 1 but for rounding, which would leave the mean off by an ulp.
+    rate = jnp.where(state.num_rewards == 0, 1.0, (1.0 - decay) / weights_sum)
+    return _move(state, reward, rate)
 
 
 def _move(state: BaselineState, reward: Array, rate: Array) -> BaselineState:
