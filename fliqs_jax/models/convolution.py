@@ -187,24 +187,47 @@ _kernel_gradient.defvjp(
 )
 
 
+# The two native gradients are spelt as `lax` spells them: its own transposes cannot be
+# told, on both versions of jax, that a gradient varies over the devices of shard_map.
+
+
 def _native_image_gradient(geometry, gradient, kernel):
-    images = jax.ShapeDtypeStruct(
-        (len(gradient), *geometry.image_size, kernel.shape[2]), gradient.dtype
+    pads = []
+    for axis, ((before, _), stride) in enumerate(
+        zip(geometry.padding, geometry.strides, strict=True)
+    ):
+        spread = (gradient.shape[1 + axis] - 1) * stride + 1
+        reach = geometry.kernel_size[axis] - 1
+        before = reach - before
+        pads.append((before, geometry.image_size[axis] + reach - spread - before))
+    return lax.conv_general_dilated(
+        gradient,
+        lax.rev(kernel, (0, 1)),
+        (1, 1),
+        pads,
+        lhs_dilation=geometry.strides,
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        precision=geometry.precision,
     )
-    transpose = jax.linear_transpose(
-        lambda images: _convolve.fun(images, kernel, geometry), images
-    )
-    return transpose(gradient)[0]
 
 
 def _native_kernel_gradient(geometry, images, gradient):
-    kernel = jax.ShapeDtypeStruct(
-        (*geometry.kernel_size, images.shape[-1], gradient.shape[-1]), images.dtype
+    pads = []
+    for axis, ((before, _), stride) in enumerate(
+        zip(geometry.padding, geometry.strides, strict=True)
+    ):
+        spread = (gradient.shape[1 + axis] - 1) * stride + 1
+        needed = spread + geometry.kernel_size[axis] - 1
+        pads.append((before, needed - geometry.image_size[axis] - before))
+    return lax.conv_general_dilated(
+        images,
+        gradient,
+        (1, 1),
+        pads,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        precision=geometry.precision,
     )
-    transpose = jax.linear_transpose(
-        lambda kernel: _convolve.fun(images, kernel, geometry), kernel
-    )
-    return transpose(gradient)[0]
 
 
 def _cpu_image_gradient(geometry, gradient, kernel):
