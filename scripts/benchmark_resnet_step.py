@@ -1,6 +1,6 @@
 """Times a training step of ResNet-8 and ResNet-20 with flax's layers and with ours.
 
-Run: python scripts/benchmark_resnet_step.py   (a minute on 2 idle cores)
+Run: python scripts/benchmark_resnet_step.py
 
 Batches of 128 32x32x3 images, SGD with momentum. "flax" is nn.BatchNorm and the native
 convolution, the other rows replace either or both. Steps alternate and medians are
@@ -70,7 +70,7 @@ def main() -> None:
     for name in ("resnet8", "resnet20"):
         steps, states, times = {}, {}, {label: [] for label in LAYERS}
         for label, (convolution, norm) in LAYERS.items():
-            # The networks have no field for it: their own layers are never slower.
+            # The networks have no field for their layers; tracing looks them up here.
             with (
                 mock.patch.object(resnet, "convolve", convolution),
                 mock.patch.object(resnet, "BatchNorm", norm),
