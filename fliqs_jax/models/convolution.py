@@ -187,8 +187,8 @@ _kernel_gradient.defvjp(
 )
 
 
-# The two native gradients are spelt as `lax` spells them: jax.linear_transpose at a bare
-# shape failed under shard_map with check_vma=True.
+# The two native gradients are spelt as `lax` spells them: jax.linear_transpose at a
+# bare shape failed under shard_map with check_vma=True.
 
 
 def _native_image_gradient(geometry, gradient, kernel):
