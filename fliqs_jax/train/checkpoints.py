@@ -19,20 +19,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from fliqs_jax.train._leaves import (
+    Path,
+    describe,
+    fingerprint,
+    flatten,
+    nest,
+    rebuild,
+    to_host,
+)
+
 _MOST_LISTED = 20  # differing paths in one message; a ResNet-56 state has over 600
 _DAMAGED = "damaged"  # folder beside the checkpoints; orbax reads only numbers as steps
-# By the name of their dtype: jax gives a key's implementation for concrete keys only.
-_KEY_IMPLEMENTATIONS = {
-    "key<fry>": "threefry2x32",
-    "key<rbg>": "rbg",
-    "key<urbg>": "unsafe_rbg",
-}
-
-_Path = tuple[str, ...]
 
 
 class _OtherStructure(ValueError):
@@ -56,7 +57,7 @@ class Checkpoints:
       ValueError: if `keep` or `every` is below 1.
 
     Example:
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> state = {"weights": jnp.arange(3.0), "key": jax.random.key(0)}
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     with Checkpoints(folder, every=100) as checkpoints:
@@ -114,14 +115,14 @@ class Checkpoints:
             return False
         import orbax.checkpoint as ocp  # half a second that a mere import need not pay
 
-        leaves = _flatten(state)
-        arrays = {path: _to_host(leaf) for path, leaf in leaves.items()}
+        leaves = flatten(state)
+        arrays = {path: to_host(leaf) for path, leaf in leaves.items()}
         record = [
-            {"path": path, "leaf": _describe(leaf, path), **_fingerprint(arrays[path])}
+            {"path": path, "leaf": describe(leaf, path), **fingerprint(arrays[path])}
             for path, leaf in leaves.items()
         ]
         # Orbax refuses arrays without elements; their shape in the record is enough.
-        tree = _nest({path: array for path, array in arrays.items() if array.size})
+        tree = nest({path: array for path, array in arrays.items() if array.size})
         if self._manager is None:
             self._manager = _open_manager(self.directory, keep=self._keep)
         self._manager.save(
@@ -151,12 +152,12 @@ class Checkpoints:
             `example`; it lists the differing paths, and nothing is moved.
         """
         self.wait()
-        wanted = {path: _describe(x, path) for path, x in _flatten(example).items()}
+        wanted = {path: describe(x, path) for path, x in flatten(example).items()}
         for step in sorted(_steps(self.directory), reverse=True):
             arrays, problem = _try_read(self.directory, step, wanted)
             if _on_all_processes(problem is None):
                 self._latest = step
-                return step, _rebuild(example, arrays)
+                return step, rebuild(example, arrays)
             moved = _move_aside(self.directory, step)
             warnings.warn(
                 f"checkpoint {self.directory / str(step)} is damaged "
@@ -203,7 +204,7 @@ def restore_tree(
       ValueError: if there is no such checkpoint, or it is damaged.
 
     Example:
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     with Checkpoints(folder) as checkpoints:
       ...         _ = checkpoints.save(7, {"layers": (jnp.ones(2), jnp.zeros(1))})
@@ -219,7 +220,7 @@ def restore_tree(
     for candidate in steps if step is None else [step]:
         arrays, problem = _try_read(directory, candidate, None)
         if problem is None:
-            return _nest(arrays)
+            return nest(arrays)
         problems.append(f"checkpoint {directory / str(candidate)}: {problem}")
         if step is None:
             warnings.warn(f"skipped the damaged {problems[-1]}", stacklevel=2)
@@ -251,8 +252,8 @@ def _quiet_orbax(record: logging.LogRecord) -> bool:
 
 
 def _try_read(
-    directory: pathlib.Path, step: int, wanted: Mapping[_Path, dict] | None
-) -> tuple[dict[_Path, np.ndarray], str | None]:
+    directory: pathlib.Path, step: int, wanted: Mapping[Path, dict] | None
+) -> tuple[dict[Path, np.ndarray], str | None]:
     """Returns the arrays and None, or no arrays and what is wrong with the files."""
     try:
         return _read(directory / str(step), wanted), None
@@ -264,8 +265,8 @@ def _try_read(
 
 
 def _read(
-    folder: pathlib.Path, wanted: Mapping[_Path, dict] | None
-) -> dict[_Path, np.ndarray]:
+    folder: pathlib.Path, wanted: Mapping[Path, dict] | None
+) -> dict[Path, np.ndarray]:
     import orbax.checkpoint as ocp
 
     reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -288,14 +289,14 @@ def _read(
         for name in path:
             array = array[name]
         # Not for flipped bits alone: tensorstore reads a chunk that is gone as zeros.
-        if _fingerprint(array) != entry:
+        if fingerprint(array) != entry:
             raise ValueError(f"{'/'.join(path)} does not match its checksum")
         arrays[path] = array
     return arrays
 
 
 def _compare(
-    folder: pathlib.Path, stored: Mapping[_Path, dict], wanted: Mapping[_Path, dict]
+    folder: pathlib.Path, stored: Mapping[Path, dict], wanted: Mapping[Path, dict]
 ) -> str:
     def show(leaf: dict | None) -> str:
         return f"{leaf['dtype']}{leaf['shape']}" if leaf else "absent"
@@ -312,81 +313,6 @@ def _compare(
         f"checkpoint {folder} is of another model or optimizer; use another folder, or "
         "the settings that it was made with. These leaves differ:\n" + "\n".join(lines)
     )
-
-
-def _flatten(tree: PyTree) -> dict[_Path, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
-        for path, leaf in leaves
-    }
-
-
-def _nest(arrays: Mapping[_Path, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = array
-    return tree
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(leaf: Any, path: _Path) -> dict[str, Any]:
-    if isinstance(leaf, bool | int | float):
-        return {"shape": [], "dtype": type(leaf).__name__}
-    unknown_key = _is_key(leaf) and str(leaf.dtype) not in _KEY_IMPLEMENTATIONS
-    if unknown_key or not hasattr(leaf, "dtype") or leaf.dtype == object:
-        raise ValueError(
-            f"state leaf {'/'.join(path)} is {leaf!r}, a {type(leaf).__name__}: keep "
-            "arrays, jax's own PRNG keys and numbers in the state, the rest elsewhere"
-        )
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-
-
-def _to_host(leaf: Any) -> np.ndarray:
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
-
-
-def _rebuild(example: PyTree, arrays: Mapping[_Path, np.ndarray]) -> PyTree:
-    leaves = [_place(arrays[path], leaf) for path, leaf in _flatten(example).items()]
-    return jax.tree.unflatten(jax.tree.structure(example), leaves)
-
-
-def _place(array: np.ndarray, like: Any) -> Any:
-    """Returns the array as the example has it: type, key implementation, sharding."""
-    if isinstance(like, bool | int | float):
-        return type(like)(array.item())
-    if isinstance(like, np.ndarray | np.generic):
-        return array
-    # An uncommitted array must stay so, or a jit over several devices would refuse it.
-    # Numpy goes to the sharding directly: it may span processes, a local array may not.
-    if like.sharding is None or not getattr(like, "committed", True):
-        value = jnp.asarray(array)
-    else:
-        value = jax.device_put(array, like.sharding)
-    if not _is_key(like):
-        return value
-    implementation = _KEY_IMPLEMENTATIONS[str(like.dtype)]
-    return jax.random.wrap_key_data(value, impl=implementation)
-
-
-def _fingerprint(array: np.ndarray) -> dict[str, Any]:
-    return {
-        "shape": list(array.shape),
-        "dtype": str(array.dtype),
-        "crc32": zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)),
-    }
 
 
 def _digest(record: Iterable[Mapping]) -> int:
