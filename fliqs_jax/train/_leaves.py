@@ -24,7 +24,7 @@ Path = tuple[str, ...]
 
 
 def flatten(tree: PyTree) -> dict[Path, Any]:
-    """Returns the leaves by the names (attributes, keys, positions) that lead to them."""
+    """Returns the leaves by the names (attributes, keys, positions) on their way."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
@@ -48,7 +48,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def describe(leaf: Any, path: Path) -> dict[str, Any]:
-    """Returns what two states must share to be of one structure; refuses other leaves."""
+    """Returns what states of one structure share; refuses leaves that have no such."""
     if isinstance(leaf, bool | int | float):
         return {"shape": [], "dtype": type(leaf).__name__}
     unknown_key = _is_key(leaf) and str(leaf.dtype) not in _KEY_IMPLEMENTATIONS
@@ -96,7 +96,7 @@ def _place(array: np.ndarray, like: Any) -> Any:
 
 
 def fingerprint(array: np.ndarray) -> dict[str, Any]:
-    """Returns shape, dtype and checksum: equal for arrays that are equal bit for bit."""
+    """Returns shape, dtype and checksum: the same for arrays equal bit for bit."""
     return {
         "shape": list(array.shape),
         "dtype": str(array.dtype),
