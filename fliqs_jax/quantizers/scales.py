@@ -192,8 +192,8 @@ def mse_optimal(
     .. math:: s = \arg\min_{s'} \sum_i (s' \, Q(x_i / s') - x_i)^2
 
     Searches clip bounds between absmax and absmax / 32: a geometric grid, then a finer
-    one around its best. Formats with several exponents have local optima within a factor
-    of two, which the first grid has to tell apart. A candidate is one fused pass over x.
+    one around its best. Float formats have local optima within a factor of two, which
+    the first grid has to tell apart. Each candidate is one fused pass over x.
 
     Args:
       x: the tensor, any floating type; entries that are not finite are left out.
