@@ -20,7 +20,7 @@ from fliqs_jax.train.loop import TrainingDiverged
 
 FLAGS = flags.FLAGS
 
-# What may differ when a run is continued in the same workdir: how, not what, it computes.
+# What may differ when a run is continued in its workdir: how, not what, it computes.
 SESSION = (
     "workdir", "data_dir", "download", "log_every", "keep", "checkpoint_every",
     "evaluate_every", "steps_per_call", "profile",
@@ -31,15 +31,22 @@ _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 def define(kind: str, name: str, default: Any, text: str, **keywords: Any) -> None:
     """Defines an absl flag that belongs to a run's identity (unless volatile)."""
-    getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
-    _OURS.append(name)
+    if name not in FLAGS:  # launchers share some; a process may import several
+        getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
+        _OURS.append(name)
+
+
+def define_workdir_flags() -> None:
+    """Defines what every launcher takes, those that train nothing included."""
+    define("string", "workdir", None, "Folder of the run; run again to resume.")
+    define("string", "data_dir", None, "Folder of TFDS data (default: TFDS's own).")
+    define("integer", "batch_size", 128, "Examples a step, over all devices.")
 
 
 def define_common_flags(*, steps: int) -> None:
     """Defines the flags that DESIGN promises for every launcher."""
-    define("string", "workdir", None, "Folder of the run; run again to resume.")
+    define_workdir_flags()
     define("string", "dataset", "digits", "digits, or the name of a TFDS image set.")
-    define("string", "data_dir", None, "Folder of TFDS data (default: TFDS's own).")
     define("bool", "download", False, "Download and prepare the data set if absent.")
     define("integer", "image_size", None, "Resize images to this side, in pixels.")
     define("string", "model", "resnet8", "Name of a model, or package.module:factory.")
@@ -63,7 +70,6 @@ def define_common_flags(*, steps: int) -> None:
         "string", "cost_reference", "int8", "Format of the uniform reference policy."
     )
     define("integer", "steps", steps, "Training steps.")
-    define("integer", "batch_size", 128, "Examples a step, over all devices.")
     define("integer", "seed", 0, "Seed of everything random.")
     define("enum", "optimizer", "sgd", "Of the weights.", enum_values=["sgd", "adamw"])
     define("float", "learning_rate", 0.1, "Largest; cosine to zero after a warm-up.")
@@ -107,7 +113,7 @@ def run_config() -> dict[str, Any]:
         "flags": {name: values[name] for name in _OURS if name not in SESSION},
         "session": {
             **{name: values[name] for name in _OURS if name in SESSION},
-            "command": ["python", "-m", "experiments." + _launcher(), *sys.argv[1:]],
+            "command": ["python", "-m", f"experiments.{_launcher()}", *sys.argv[1:]],
         },
         "network": {
             "name": FLAGS.model if by_name else None,
@@ -202,7 +208,7 @@ def user_model(name: str, **arguments: Any) -> nn.Module:
 
 
 def run_or_exit(argv: list[str], run: Callable[[], None]) -> None:
-    """Runs a launcher; a user's mistake ends it with one line instead of a traceback."""
+    """Runs a launcher; a user's mistake ends it with one line, not a traceback."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find

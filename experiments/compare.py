@@ -3,9 +3,10 @@
   python -m experiments.compare --workdir=runs/compare_digits \
       --preset=experiments/presets/digits.flags --uniform=int3 --seeds=0,1,2
 
-Every run is `experiments.fliqs` in a folder of its own under the workdir, with the flags
-of the preset: the search, uniform policies, random policies of the same cost, and the
-search's policy trained from scratch. Finished runs are skipped, interrupted ones resumed.
+Every run is `experiments.fliqs` in a folder of its own under the workdir, with the
+flags of the preset: the search, uniform policies, random policies of the same cost, and
+the search's policy trained from scratch. Finished runs are skipped, interrupted ones
+resumed.
 Writes comparison.csv and comparison.md.
 """
 
@@ -27,8 +28,8 @@ from fliqs_jax.train.workdir import read_json, replace_text
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-flags.DEFINE_string("preset", None, "Flagfile of experiments.fliqs.", required=True)
+common.define_workdir_flags()
+flags.DEFINE_string("preset", None, "Flagfile of experiments.fliqs.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every method each.")
 flags.DEFINE_list("uniform", ["int3"], "Uniform policies to train as long.")
 flags.DEFINE_integer("random_policies", 2, "Random policies of equal cost a seed.")
@@ -162,4 +163,5 @@ def comparison_table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "preset"])
     app.run(main)

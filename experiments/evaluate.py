@@ -18,13 +18,13 @@ from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+common.define_workdir_flags()
 flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Which examples to look at."
 )
-flags.DEFINE_string("data_dir", None, "Folder of TFDS data (default: the run's).")
-flags.DEFINE_string("model", None, "package.module:factory, where the run needs it.")
-flags.DEFINE_integer("batch_size", 256, "Examples a forward pass.")
+flags.DEFINE_string(
+    "factory", None, "package.module:factory of a network that is not one of ours."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Loads, evaluates, prints."""
     model = None
-    if FLAGS.model is not None:
+    if FLAGS.factory is not None:
         classes = read_json(f"{FLAGS.workdir}/config.json")["network"]["num_classes"]
-        model = common.user_model(FLAGS.model, num_classes=classes)
+        model = common.user_model(FLAGS.factory, num_classes=classes)
     network = fq.load_network(FLAGS.workdir, model)
     config = read_json(f"{FLAGS.workdir}/config.json")
     data = fq.load_dataset(
@@ -55,4 +55,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
     app.run(main)

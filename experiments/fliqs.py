@@ -3,29 +3,51 @@
   python -m experiments.fliqs --workdir=runs/digits \
       --flagfile=experiments/presets/digits.flags
 
-Run again with the same workdir to resume. With --policy it trains at that policy instead
-of searching. Writes policy.json, summary.json, metrics.jsonl, report.html, checkpoints/.
+Run again with the same workdir to resume. With --policy it trains at that policy
+instead of searching. Writes policy.json, summary.json, metrics.jsonl, report.html and
+checkpoints/.
 """
 
+import dataclasses
 import functools
+import inspect
 
 from absl import app, flags
 
 import fliqs_jax as fq
 from experiments import common
-from fliqs_jax import costs
+from fliqs_jax import controller, costs
 from fliqs_jax.data import augment, default_augmentation
 from fliqs_jax.searchers.format_search import (
     PUBLISHED,
     FliqsSettings,
     OptimizerSettings,
-    default_recipe,
-    published_recipe,
+    Recipe,
+    recipe,
     search_formats,
 )
 from fliqs_jax.train.classifier import image_sites
+from fliqs_jax.train.losses import correct
 
 FLAGS = flags.FLAGS
+
+FORMS = {
+    "default": controller.default,
+    "leave_one_out": controller.leave_one_out,
+    "published": controller.published,
+}
+REWARDS = {
+    "absolute": controller.absolute_reward,
+    "one_sided": controller.one_sided_reward,
+    "soft_exponential": controller.soft_exponential_reward,
+    "hard_exponential": controller.hard_exponential_reward,
+}
+SCHEDULES = {
+    "cosine": controller.half_cosine,
+    "linear": controller.linear,
+    "constant": lambda end, *, delay, total: controller.constant(end),
+    "heaviside": lambda end, *, delay, total: controller.heaviside(end, total=total),
+}
 
 common.define_common_flags(steps=5000)
 common.define(
@@ -35,13 +57,28 @@ common.define(
     "Of the controller.",
     enum_values=["default", "published"],
 )
-common.define(
-    "integer", "policy_every", None, "Steps between updates of the controller."
-)
+common.define("enum", "form", "default", "Of the controller.", enum_values=[*FORMS])
+common.define("integer", "policy_every", None, "Steps between controller updates.")
 common.define("integer", "policy_samples", None, "Policies judged on one batch.")
+common.define("float", "policy_temperature", None, "First temperature (default form).")
+common.define("float", "policy_ridge", None, "Of the loss model (default form).")
 common.define("float", "policy_learning_rate", None, "Adam's, on the logits.")
 common.define("float", "entropy_weight", None, "At the end of the search.")
+common.define(
+    "enum", "entropy_schedule", None, "To that weight.", enum_values=[*SCHEDULES]
+)
+common.define("enum", "reward", None, "From quality, cost.", enum_values=[*REWARDS])
 common.define("float", "cost_beta", None, "Loss that a cost error of 100 % is worth.")
+common.define(
+    "enum",
+    "quality",
+    "loss",
+    "Policies are judged by.",
+    enum_values=["loss", "accuracy"],
+)
+common.define(
+    "bool", "judge_on_validation", False, "Judge policies on held-out batches."
+)
 common.define("float", "warmup_fraction", 0.25, "Of the steps, with uniform policies.")
 common.define("float", "final_fraction", None, "Of the steps, at the policy found.")
 common.define(
@@ -73,7 +110,8 @@ common.define(
     "string",
     "policy",
     None,
-    "Train at this instead of searching: a format name, a policy.json, or random:SEED (of the cost target, within 3 %).",
+    "Train at this instead of searching: a format name, a policy.json, or random:SEED "
+    "(a policy of the target's cost, within 3 %).",
 )
 
 
@@ -132,19 +170,7 @@ def search_space(sites: tuple[fq.Site, ...], formats: list[str]) -> fq.SearchSpa
 
 def fliqs_settings() -> FliqsSettings:
     """Returns the method's settings: those of the form, changed by the flags given."""
-    recipe_flags = {
-        "num_samples": FLAGS.policy_samples,
-        "learning_rate": FLAGS.policy_learning_rate,
-        "entropy_weight": FLAGS.entropy_weight,
-        "beta": FLAGS.cost_beta,
-    }
-    given = {name: value for name, value in recipe_flags.items() if value is not None}
-    if FLAGS.form == "published":
-        base, make = PUBLISHED, published_recipe
-        if given.pop("num_samples", 1) != 1:
-            raise ValueError("--policy_samples: the published form draws 1 a step")
-    else:
-        base, make = FliqsSettings(), default_recipe
+    base = PUBLISHED if FLAGS.form == "published" else FliqsSettings()
     fields = {
         "judge_every": FLAGS.policy_every,
         "final_fraction": FLAGS.final_fraction,
@@ -152,18 +178,47 @@ def fliqs_settings() -> FliqsSettings:
         "clip_gradient": FLAGS.clip_gradient,
         "within_budget": _chosen(FLAGS.selection, "within_budget"),
         "dynamic_scales": _chosen(FLAGS.scales, "absmax"),
+        "quality": correct if FLAGS.quality == "accuracy" else None,
+        "warmup_fraction": FLAGS.warmup_fraction,
+        "calibrate_every": FLAGS.calibrate_every,
+        "label_smoothing": FLAGS.label_smoothing,
+        "recipe": controller_recipe(),
     }
-    changed = {name: value for name, value in fields.items() if value is not None}
-    return FliqsSettings(
-        **{
-            **{name: getattr(base, name) for name in base.__dataclass_fields__},
-            **changed,
-            "recipe": make(**given),
-            "warmup_fraction": FLAGS.warmup_fraction,
-            "calibrate_every": FLAGS.calibrate_every,
-            "label_smoothing": FLAGS.label_smoothing,
-        }
-    )
+    given = {name: value for name, value in fields.items() if value is not None}
+    return dataclasses.replace(base, **given)
+
+
+def controller_recipe() -> Recipe:
+    """Returns the controller of --form; a flag that it does not have is an error."""
+    make = FORMS[FLAGS.form]
+    accepted = inspect.signature(make).parameters
+    arguments = {
+        "num_samples": ("policy_samples", FLAGS.policy_samples),
+        "learning_rate": ("policy_learning_rate", FLAGS.policy_learning_rate),
+        "entropy_weight": ("entropy_weight", FLAGS.entropy_weight),
+        "entropy_schedule": (
+            "entropy_schedule",
+            SCHEDULES.get(FLAGS.entropy_schedule),
+        ),
+        "reward": ("reward", REWARDS.get(FLAGS.reward)),
+        "beta": ("cost_beta", FLAGS.cost_beta),
+        "temperature": ("policy_temperature", FLAGS.policy_temperature),
+        "ridge": ("policy_ridge", FLAGS.policy_ridge),
+    }
+    given = {}
+    for name, (flag, value) in arguments.items():
+        if value is None:
+            continue
+        if name not in accepted:
+            raise ValueError(f"--{flag} has no meaning for --form={FLAGS.form}")
+        given[name] = value
+    exponential = FLAGS.reward in ("soft_exponential", "hard_exponential")
+    if exponential and FLAGS.quality != "accuracy":
+        raise ValueError(
+            f"--reward={FLAGS.reward} needs a quality that is never negative: add "
+            "--quality=accuracy"
+        )
+    return recipe(make, **given)
 
 
 def fixed_policy(space: fq.SearchSpace) -> fq.Policy | None:

@@ -25,11 +25,15 @@ from fliqs_jax.controller.policy_gradient import (
     reinforce_gradient,
 )
 from fliqs_jax.controller.rewards import absolute_reward
-from fliqs_jax.controller.schedules import half_cosine
+from fliqs_jax.controller.schedules import Schedule, half_cosine
 from fliqs_jax.controller.update import Controller, Proposal, descend
 
 # options [L] -> cost / target, of a sampled policy
 CostRatio = Callable[[Int[Array, "L"]], Float[Array, ""]]
+# (quality [N], cost [N], target=, beta=) -> reward [N]
+Reward = Callable[..., Float[Array, "*N"]]
+# (end, delay=, total=) -> weight by step
+EntropySchedule = Callable[..., Schedule]
 
 
 # The temperature stops here: softmax is decided, and nothing divides by 0.
@@ -46,6 +50,8 @@ def published(
     learning_rate: float = 5e-3,
     entropy_weight: float = 0.5,
     baseline_decay: float = 0.99,
+    reward: Reward = absolute_reward,
+    entropy_schedule: EntropySchedule = half_cosine,
 ) -> Controller:
     r"""Builds the controller of the FLIQS authors' code: one sample a step.
 
@@ -62,8 +68,10 @@ def published(
       end_step: step at which the entropy weight is at its largest.
       beta: loss that a cost error of 100 % is worth.
       learning_rate: Adam's, on the logits.
-      entropy_weight: the half cosine's last value, in units of the loss per nat.
+      entropy_weight: the schedule's last value, in units of the loss per nat.
       baseline_decay: d of `update_baseline`.
+      reward: R from quality (the negated loss) and cost, one of `rewards`.
+      entropy_schedule: makes w(t) from its end value, `delay` and `total` steps.
 
     Returns:
       A controller to `update` at every step.
@@ -82,10 +90,10 @@ def published(
       >>> options.shape, int(state.num_updates)
       ((1, 3), 1)
     """
-    reward_of = functools.partial(absolute_reward, target=1.0, beta=beta)
+    reward_of = functools.partial(reward, target=1.0, beta=beta)
     reward_of(0.0, 1.0)  # a bad beta is reported here, not in the first traced step
     adam = optax.adam(learning_rate)
-    weight_at = half_cosine(entropy_weight, delay=warmup_steps, total=end_step)
+    weight_at = entropy_schedule(entropy_weight, delay=warmup_steps, total=end_step)
 
     def propose(state, options, losses, step, average):
         ratios = jax.vmap(cost_ratio)(options)

@@ -1,7 +1,7 @@
 """Clip bounds for every site and format, refreshed from the model's own inputs.
 
-These are the switchable clip thresholds of FLIQS: one bound a site and format, chosen by
-squared error. A search keeps them in its state, so quantizing an input costs no pass
+These are the switchable clip thresholds of FLIQS: one bound a site and format, chosen
+by squared error. A search keeps them in its state, so quantizing an input costs no pass
 over it for a maximum. Not here: how a bound becomes a scale (`quantized_model`).
 """
 
@@ -48,7 +48,8 @@ def update_calibration(
 ) -> Calibration:
     r"""Moves the bounds towards the best ones for the inputs just seen.
 
-    .. math:: c_{lf} \leftarrow d \, c_{lf} + (1 - d) \arg\min_c \| Q_f(x_l; c) - x_l \|^2
+    .. math:: c_{lf} \leftarrow d \, c_{lf}
+        + (1 - d) \arg\min_c \| Q_f(x_l; c) - x_l \|^2
 
     The first update takes the new bounds as they are.
 

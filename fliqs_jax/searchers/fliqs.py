@@ -1,9 +1,9 @@
 """FLIQS: one training run that finds a number format for every layer.
 
-At every step each device samples one format a decision, the network's single float copy
-of the weights is trained through those formats, and a REINFORCE controller moves its
-logits towards formats that lose little and meet the target cost. The last phase trains at
-the most probable formats within the budget, so nothing is retrained.
+At every step each device samples one format a decision, the network's single float
+copy of the weights is trained through those formats, and a REINFORCE controller moves
+its logits towards formats that lose little and meet the target cost. The last phase
+trains at the best formats within the budget, so nothing is retrained.
 
 This module is the method: state, the one-shot step, the phases. The job around it (data,
 checkpoints, logging) is `fliqs_jax.train.job`; the controller's mathematics are in
@@ -40,6 +40,16 @@ from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step
+
+# (logits, labels) -> quality of each example, higher is better
+Quality = Callable[[Float[Array, "B C"], Int[Array, "B"]], Float[Array, "B"]]
+
+
+def negated_loss(
+    logits: Float[Array, "B C"], labels: Int[Array, "B"]
+) -> Float[Array, "B"]:
+    """Returns minus the cross entropy: smoother than accuracy, and never positive."""
+    return -cross_entropy(logits, labels)
 
 
 @flax.struct.dataclass
@@ -93,8 +103,8 @@ class Phases:
 class Fliqs:
     """A format search: what `fliqs_jax.train.job` runs (see its `Searcher`).
 
-    With `policy` given nothing is searched: the network trains at those formats from the
-    first step, through the same code, which is what a search is compared with.
+    With `policy` given nothing is searched: the network trains at those formats from
+    the first step, through the same code, which is what a search is compared with.
     """
 
     classifier: Classifier
@@ -107,7 +117,8 @@ class Fliqs:
     judge_every: int = 8  # steps between two updates of the controller
     calibrate_every: int = 100  # steps between two updates of the clip bounds
     label_smoothing: float = 0.0
-    within_budget: bool = True  # final policy: most probable within budget, or argmax
+    quality: Quality = negated_loss  # by which policies are judged
+    within_budget: bool = True  # final policy: best within budget, or argmax
     dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
     policy: Policy | None = None
 
@@ -169,12 +180,14 @@ class Fliqs:
                 formats=self.formats(state, options),
                 dropout_key=keys["dropout"],
             )
+            labels = batch["label"]
             loss = cross_entropy(
-                logits, batch["label"], label_smoothing=self.label_smoothing
+                logits, labels, label_smoothing=self.label_smoothing
             ).mean()
-            return loss, (model_state, correct(logits, batch["label"]).mean())
+            accuracy = correct(logits, labels).mean()
+            return loss, (model_state, accuracy, self.quality(logits, labels).mean())
 
-        (loss, (model_state, accuracy)), gradients = jax.value_and_grad(
+        (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
             objective, has_aux=True
         )(state.params)
         gradients, model_state, mean_loss, accuracy = lax.pmean(
@@ -183,7 +196,13 @@ class Fliqs:
         updates, opt_state = self.optimizer.update(
             gradients, state.opt_state, state.params
         )
-        controller, judged = self._judge(state, batch, images, samples, loss, keys)
+        judged_batch, known = (images, batch["label"]), [quality]
+        if "judge_image" in batch:  # held out: the training pass tells nothing of it
+            held_out = self.classifier.normalise(batch["judge_image"])
+            judged_batch, known = (held_out, batch["judge_label"]), []
+        controller, judged = self._judge(
+            state, judged_batch, samples, known, keys["dropout"]
+        )
         metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
         return (
             state.replace(
@@ -196,30 +215,29 @@ class Fliqs:
             metrics,
         )
 
-    def _judge(self, state, batch, images, samples, first_loss, keys):
-        """Returns the next controller state, and its metrics (NaN where none judged)."""
+    def _judge(self, state, judged_batch, samples, known, dropout_key):
+        """Returns the next controller state, and its metrics (NaN where none judged).
 
-        def loss_of(options):
+        `known` holds the qualities of the first samples that a pass has given already.
+        """
+        images, labels = judged_batch
+
+        def quality_of(options):
             logits, _ = self.classifier.train_forward(
                 state.params,
                 state.model_state,
                 images,
                 formats=self.formats(state, options),
-                dropout_key=keys["dropout"],  # the same mask: common noise cancels
+                dropout_key=dropout_key,  # the same mask: common noise cancels
             )
-            return cross_entropy(
-                logits, batch["label"], label_smoothing=self.label_smoothing
-            ).mean()
+            return self.quality(logits, labels).mean()
 
         def update(controller):
-            # The training pass has already judged the first sample on this batch.
-            losses = jnp.concatenate(
-                [first_loss[None], _map_samples(loss_of, samples[1:])]
-            )
+            others = _map_samples(quality_of, samples[len(known) :])
             return self.controller.update(
                 controller,
                 samples,
-                losses,
+                -jnp.concatenate([jnp.array(known), others]),
                 state.step,
                 average=functools.partial(lax.pmean, axis_name=AXIS),
             )
@@ -261,19 +279,19 @@ class Fliqs:
         return state.replace(calibration=calibration.replace(activation_clip=clip)), {}
 
     def fix_policy(self, state: SearchState) -> SearchState:
-        """Ends the search: the most probable policy is trained from here on (host)."""
+        """Ends the search: the best policy so far is trained from here on (host)."""
         if self.policy is not None:
             return state
-        log_probabilities = np.asarray(jax.nn.log_softmax(state.controller.logits))
         if self.within_budget:
-            options = most_probable_within(log_probabilities, self.costs, self.target)
+            scores = np.asarray(self.controller.final_scores(state.controller))
+            options = most_probable_within(scores, self.costs, self.target)
         else:
-            options = log_probabilities.argmax(axis=1)
+            options = np.asarray(state.controller.logits).argmax(axis=1)
         fixed = jax.device_put(np.asarray(options, np.int32), state.step.sharding)
         return state.replace(fixed_options=fixed)
 
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
-        """Returns the work between steps: clip bounds now and then, the end of search."""
+        """Returns the work between steps: clip bounds, and the end of the search."""
         hooks = []
         if not self.dynamic_scales:
             calibrate = compile(self.calibrate)
@@ -299,7 +317,7 @@ class Fliqs:
         return hooks
 
     def current_options(self, state: SearchState) -> Int[np.ndarray, "D"]:
-        """Returns the fixed options, or the most probable ones while searching (host)."""
+        """Returns the fixed options; while searching, the best ones so far (host)."""
         if self.policy is not None or int(state.step) >= self.phases.search_end:
             return np.asarray(state.fixed_options)
         return np.asarray(self.fix_policy(state).fixed_options)
@@ -309,14 +327,14 @@ class Fliqs:
         return self.formats(state, jnp.asarray(self.current_options(state)))
 
     def final_policy(self, state: SearchState) -> Policy:
-        """Returns the policy as run: inputs that are never negative have unsigned grids."""
+        """Returns the policy as run: unsigned grids for inputs never negative."""
         policy = self.space.policy(self.current_options(state))
         if self.dynamic_scales:
             return policy
         return unsigned_inputs(policy, np.asarray(state.calibration.nonnegative))
 
     def progress(self, state: SearchState) -> dict[str, Any]:
-        """Returns entropy, expected cost over target, and the table of probabilities."""
+        """Returns entropy, expected cost over target, and the probabilities."""
         if self.policy is not None:
             return {}
         if int(state.step) > self.phases.search_end:
@@ -344,9 +362,10 @@ class Fliqs:
 
 
 def _map_samples(
-    loss_of: Callable[[Int[Array, "D"]], Float[Array, ""]], samples: Int[Array, "N D"]
+    quality_of: Callable[[Int[Array, "D"]], Float[Array, ""]],
+    samples: Int[Array, "N D"],
 ) -> Float[Array, "N"]:
-    """Returns the loss of each sample: unrolled on CPU, a loop elsewhere.
+    """Returns the quality of each sample: unrolled on CPU, a loop elsewhere.
 
     A convolution inside a loop is 20 to 35 times slower on CPU; elsewhere a loop keeps
     one candidate's activations in memory and one copy of the network in the program.
@@ -354,5 +373,5 @@ def _map_samples(
     if not len(samples):
         return jnp.zeros(0)
     if jax.default_backend() == "cpu":
-        return jnp.stack([loss_of(options) for options in samples])
-    return lax.map(loss_of, samples)
+        return jnp.stack([quality_of(options) for options in samples])
+    return lax.map(quality_of, samples)

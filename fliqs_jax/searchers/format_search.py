@@ -21,7 +21,7 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.fliqs import Fliqs, Phases
+from fliqs_jax.searchers.fliqs import Fliqs, Phases, Quality, negated_loss
 from fliqs_jax.searchers.network import save_network
 from fliqs_jax.searchers.results import describe_sites, write_results
 from fliqs_jax.train.classifier import Augment, Classifier
@@ -35,54 +35,50 @@ from fliqs_jax.train.workdir import open_workdir, read_json
 Recipe = Callable[[CostTable, float, Phases], Controller]
 
 
-def default_recipe(**settings: Any) -> Recipe:
-    """Returns the default controller's recipe; settings as in `controller.default`."""
+def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
+    """Returns the recipe of a controller with some of its settings changed.
 
-    def make(costs: CostTable, target: float, phases: Phases) -> Controller:
-        return default(
-            lambda probabilities: costs.expected(probabilities) / target,
+    Args:
+      make: `controller.default`, `leave_one_out` or `published`.
+      **settings: keyword arguments of `make`.
+    """
+
+    def for_run(costs: CostTable, target: float, phases: Phases) -> Controller:
+        if make is published:
+            cost_ratio = lambda options: costs.of(options) / target  # noqa: E731
+        else:
+            cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
+        return make(
+            cost_ratio,
             warmup_steps=phases.warmup_end,
             end_step=max(phases.search_end, phases.warmup_end + 1),
             **settings,
         )
 
-    return make
-
-
-def published_recipe(**settings: Any) -> Recipe:
-    """Returns the published controller's recipe; settings as in `controller.published`."""
-
-    def make(costs: CostTable, target: float, phases: Phases) -> Controller:
-        return published(
-            lambda options: costs.of(options) / target,
-            warmup_steps=phases.warmup_end,
-            end_step=max(phases.search_end, phases.warmup_end + 1),
-            **settings,
-        )
-
-    return make
+    return for_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FliqsSettings:
     """How formats are searched. The defaults are the form for 10^3 to 10^4 steps."""
 
-    recipe: Recipe = default_recipe()
+    recipe: Recipe = recipe(default)
     judge_every: int = 8  # steps between two updates of the controller
     warmup_fraction: float = 0.25  # of the steps, policies drawn uniformly
     final_fraction: float = 0.2  # of the steps, at the policy found
-    within_budget: bool = True  # final policy: most probable within budget, or argmax
+    within_budget: bool = True  # final policy: best within budget, or argmax
     calibrate_every: int = 100  # steps between two updates of the clip bounds
     dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
     per_channel: bool = True  # one weight scale an output channel
     clip_gradient: bool = True  # no gradient to clipped values
     label_smoothing: float = 0.0
+    quality: Quality = negated_loss  # by which policies are judged
 
 
 # The FLIQS authors' code: one sample a step, absmax scales per tensor, no mask on the
 # gradient, the argmax policy at the end, no last phase.
 PUBLISHED = FliqsSettings(
-    recipe=published_recipe(),
+    recipe=recipe(published),
     judge_every=1,
     final_fraction=0.0,
     within_budget=False,
@@ -126,8 +122,8 @@ def search_formats(
     job: JobSettings,
     cost: SiteCost = site_bops,
     cost_reference: str = "int8",
-    fliqs: FliqsSettings = FliqsSettings(),  # noqa: B008 (frozen)
-    optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
+    fliqs: FliqsSettings = FliqsSettings(),
+    optimizer: OptimizerSettings = OptimizerSettings(),
     augment: Augment | None = None,
     policy: Policy | None = None,
     config: Mapping[str, Any] | None = None,
@@ -194,6 +190,7 @@ def search_formats(
         judge_every=fliqs.judge_every,
         calibrate_every=fliqs.calibrate_every,
         label_smoothing=fliqs.label_smoothing,
+        quality=fliqs.quality,
         within_budget=fliqs.within_budget,
         dynamic_scales=fliqs.dynamic_scales,
         policy=policy,

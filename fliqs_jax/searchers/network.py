@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
@@ -100,7 +101,7 @@ def load_network(workdir: str | os.PathLike, model: nn.Module | None = None) -> 
     if model is None:
         model = _recreate(network, folder)
     policy = Policy.load(folder / "policy.json")
-    tree = restore_tree(folder / _FOLDER)
+    tree = jax.tree.map(jnp.asarray, restore_tree(folder / _FOLDER))
     sites = image_sites(model, network["image_shape"])
     classifier = Classifier(
         quantized=QuantizedModel(

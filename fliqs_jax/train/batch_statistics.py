@@ -17,7 +17,7 @@ UpdateStatistics = Callable[[PyTree, PyTree], PyTree]
 def recalibrate(
     update: UpdateStatistics, model_state: PyTree, batches: Iterable[PyTree]
 ) -> PyTree:
-    r"""Returns the model state with statistics averaged over `batches`, equally weighted.
+    r"""Returns the model state with statistics averaged over `batches`.
 
     A running average is updated as s' = m s + (1 - m) b. The momentum m is the module's
     own business, so it is read off two passes over the first batch, from s = 0 and
@@ -27,8 +27,8 @@ def recalibrate(
 
     Args:
       update: one forward pass in training mode, jitted by the caller.
-      model_state: collections that `update` changes; floats that it leaves alone (m = 1)
-        and leaves that are not floats are returned as they were.
+      model_state: collections that `update` changes; floats that it leaves alone
+        (m = 1) and leaves that are not floats are returned as they were.
       batches: what `update` takes, one after the other.
 
     Returns:

@@ -1,7 +1,7 @@
 """An image classifier as training sees it: uint8 images in, logits and state out.
 
-Joins a quantized Flax model with input normalisation and finds out how the model is told
-that it is training. Knows nothing of losses or of search.
+Joins a quantized Flax model with input normalisation and finds out how the model is
+told that it is training. Knows nothing of losses or of search.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from fliqs_jax.train.checkpoints import Checkpoints
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.journal import Journal, Timer
-from fliqs_jax.train.loop import Dispatcher, segments
+from fliqs_jax.train.loop import Dispatcher, Source, segments
 from fliqs_jax.train.mapping import (
     MAPPINGS,
     Step,
@@ -76,6 +76,7 @@ class JobSettings:
     evaluate_every: int = 1000  # steps, on the validation split; 0 is never
     checkpoint_every: int = 500  # steps
     keep: int = 3  # checkpoints
+    judge_on_validation: bool = False  # each batch also holds held-out `judge_…`
     recalibration_batches: int = 20  # for batch statistics, before every evaluation
     profile_dir: str | None = None  # trace of a few steps, for TensorBoard
 
@@ -124,7 +125,7 @@ def run_job(
       TrainingDiverged: if the loss became NaN or infinite.
     """
     check_batch_size(settings.batch_size, mesh)
-    source = batches(dataset.train, batch_size=settings.batch_size, seed=settings.seed)
+    source = _source(dataset, settings)
     key = jax.random.key(settings.seed)
     state = replicate(searcher.init(key, source.batch(0)["image"][:1]), mesh)
     dispatch = Dispatcher(
@@ -193,6 +194,31 @@ def run_job(
     )
 
 
+class _PairedSource:
+    """Training batches, each with a batch of held-out examples beside it."""
+
+    def __init__(self, training: BatchSource, held_out: BatchSource):
+        self._training, self._held_out = training, held_out
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        judged = self._held_out.batch(step)
+        renamed = {f"judge_{name}": array for name, array in judged.items()}
+        return {**self._training.batch(step), **renamed}
+
+
+def _source(dataset: Dataset, settings: JobSettings) -> Source:
+    drawn = {"batch_size": settings.batch_size, "seed": settings.seed}
+    training = batches(dataset.train, **drawn)
+    if not settings.judge_on_validation:
+        return training
+    if len(dataset.validation) < settings.batch_size:
+        raise ValueError(
+            f"judge_on_validation needs {settings.batch_size} held-out examples, the "
+            f"validation split has {len(dataset.validation)}: raise validation_fraction"
+        )
+    return _PairedSource(training, batches(dataset.validation, **drawn))
+
+
 def _saved(state: PyTree, seconds: float) -> dict[str, PyTree]:
     return {"state": state, "seconds": np.float64(seconds)}
 
@@ -212,7 +238,7 @@ def _events(hooks: list[Hook], settings: JobSettings) -> set[int]:
 
 
 def _run_hooks(
-    hooks: list[Hook], step: int, state: PyTree, source: BatchSource, mesh: Mesh
+    hooks: list[Hook], step: int, state: PyTree, source: Source, mesh: Mesh
 ) -> PyTree:
     for hook in hooks:
         if step in hook.steps:

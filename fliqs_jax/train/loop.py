@@ -5,14 +5,21 @@ numbers; between two of them the host only feeds batches. Nothing here knows the
 """
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fliqs_jax.data import BatchSource
 from fliqs_jax.train.mapping import MAPPINGS, Step, scan_steps, shard_batch
+
+
+@runtime_checkable  # the tests check annotations while running
+class Source(Protocol):
+    """Batches by step number."""
+
+    def batch(self, step: int) -> dict[str, np.ndarray]: ...
 
 
 class TrainingDiverged(RuntimeError):
@@ -75,7 +82,7 @@ class Dispatcher:
         return counted
 
     def __call__(
-        self, state: PyTree, source: BatchSource, start: int, stop: int
+        self, state: PyTree, source: Source, start: int, stop: int
     ) -> tuple[PyTree, dict[str, np.ndarray]]:
         """Takes the steps `start`…`stop - 1`; returns the state and metrics by step.
 
@@ -111,6 +118,6 @@ def check_finite(losses: np.ndarray, start: int) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         raise TrainingDiverged(
-            f"loss is {losses[bad[0]]} at step {start + bad[0]}: lower the learning rate "
-            "or leave out the narrowest formats; the last checkpoint before it is kept"
+            f"loss is {losses[bad[0]]} at step {start + bad[0]}: lower the learning "
+            "rate or leave out the narrowest formats; the last checkpoint before it is kept"
         )

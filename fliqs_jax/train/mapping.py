@@ -1,7 +1,7 @@
 """Maps one per-device step over all devices: `shard_map` under `jit`, or `pmap`.
 
-A step is a pure function `(state, batch) -> (state, metrics)` that knows the named axis
-`data`: it averages gradients over it and folds its index into keys. The state is
+A step is a pure function `(state, batch) -> (state, metrics)` that knows the named
+axis `data`: it averages gradients over it and folds its index into keys. The state is
 replicated, a batch is split along its leading axis. Nothing here knows what a step does.
 """
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from fliqs_jax.controller import default, published
 from fliqs_jax.costs import cost_table, site_bops
 from fliqs_jax.data import batches, load_dataset
 from fliqs_jax.models import create_model
@@ -14,7 +15,7 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs, Phases
-from fliqs_jax.searchers.format_search import default_recipe, published_recipe
+from fliqs_jax.searchers.format_search import recipe
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.loop import Dispatcher
@@ -28,14 +29,14 @@ def digits():
     return load_dataset("digits")
 
 
-def make_search(digits, recipe=None, policy=None, **settings):
+def make_search(digits, chosen=None, policy=None, **settings):
     model = create_model("lenet300")
     sites = image_sites(model, digits.train.image_shape)
     space = SearchSpace(sites, FORMATS)
     costs = cost_table(space, site_bops)
     target = 0.3 * costs.reference("int8")
     phases = PHASES if policy is None else Phases(warmup_end=0, search_end=0, steps=16)
-    recipe = recipe or default_recipe(num_samples=4)
+    chosen = chosen or recipe(default, num_samples=4)
     return Fliqs(
         classifier=Classifier(
             quantized=QuantizedModel(model, sites=sites, per_channel=True),
@@ -45,7 +46,7 @@ def make_search(digits, recipe=None, policy=None, **settings):
         space=space,
         costs=costs,
         target=target,
-        controller=recipe(costs, target, phases),
+        controller=chosen(costs, target, phases),
         phases=phases,
         optimizer=optax.sgd(0.05),
         judge_every=settings.pop("judge_every", 2),
@@ -56,7 +57,7 @@ def make_search(digits, recipe=None, policy=None, **settings):
 
 
 def run(search, digits, mesh, steps, *, name="shard_map", seed=0):
-    """Runs the first `steps` steps with their hooks; returns every state on the host."""
+    """Runs the first `steps` steps with their hooks."""
     source = batches(digits.train, batch_size=32, seed=seed)
     state = search.init(jax.random.key(seed), source.batch(0)["image"][:1])
     state = mapping.replicate(state, mesh)
@@ -139,7 +140,7 @@ def test_fixed_policy_trains_alike_on_one_device_and_on_eight(digits):
 
 
 def test_published_form_updates_each_step_and_its_baseline_in_warm_up(digits):
-    search = make_search(digits, published_recipe(), judge_every=1)
+    search = make_search(digits, recipe(published), judge_every=1)
     state, logits, metrics, _ = run(search, digits, mapping.make_mesh(), 8)
     moved = [bool((a != b).any()) for a, b in zip(logits[:-1], logits[1:], strict=True)]
     assert moved == [False] * 4 + [True] * 4

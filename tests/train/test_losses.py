@@ -20,9 +20,7 @@ def test_label_smoothing_mixes_in_the_mean_over_classes():
     labels = np.arange(8) % 5
     log_p = scipy.special.log_softmax(logits, axis=1)
     expected = -(0.8 * log_p[np.arange(8), labels] + 0.2 * log_p.mean(1))
-    found = cross_entropy(
-        jnp.asarray(logits), jnp.asarray(labels), label_smoothing=0.2
-    )
+    found = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), label_smoothing=0.2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
