@@ -58,7 +58,7 @@ def run() -> None:
         _write(folder)
     if failed:
         raise ValueError(
-            f"runs failed: {', '.join(failed)}; see their .log files, mend and run again"
+            f"runs failed: {', '.join(failed)}; see their .log files, then run again"
         )
 
 

@@ -3,8 +3,8 @@
   python scripts/benchmark_one_shot_step.py [--model=resnet20] [--batch_size=128]
 
 Prints medians of interleaved rounds and their ratios: the step without the controller's
-own forward passes, with them at the default amortisation, with 32 options a site instead
-of 2, the published form's step, and compilation times. Synthetic images of CIFAR-10's
+own forward passes, with them at the default amortisation, with 32 options a site
+instead of 2, the published form's step, and compilation times. Synthetic images of CIFAR-10's
 size: the time of a step does not depend on what they show.
 """
 
@@ -141,7 +141,8 @@ def _report(seconds, compile_s, every: int) -> None:
     for name in seconds:
         print(
             f"{name:<20}{plain[name] * 1e3:>7.1f}ms{judging[name] * 1e3:>7.1f}ms"
-            f"{mean[name] * 1e3:>7.1f}ms{plain[name] / base:>7.2f}{mean[name] / base:>7.2f}"
+            f"{mean[name] * 1e3:>7.1f}ms{plain[name] / base:>7.2f}"
+            f"{mean[name] / base:>7.2f}"
             f"{compile_s[name]:>8.1f}s{compile_s[name] / compile_s['float']:>7.2f}"
         )
     many = plain["search, 32 options"] / plain["search, 2 options"]

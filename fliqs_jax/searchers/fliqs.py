@@ -5,9 +5,9 @@ copy of the weights is trained through those formats, and a REINFORCE controller
 its logits towards formats that lose little and meet the target cost. The last phase
 trains at the best formats within the budget, so nothing is retrained.
 
-This module is the method: state, the one-shot step, the phases. The job around it (data,
-checkpoints, logging) is `fliqs_jax.train.job`; the controller's mathematics are in
-`fliqs_jax.controller`.
+This module is the method: state, the one-shot step, the phases. The job around it
+(data, checkpoints, logging) is `fliqs_jax.train.job`; the controller's mathematics are
+in `fliqs_jax.controller`.
 
 Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
 """
@@ -132,8 +132,8 @@ class Fliqs:
             check_feasible(self.costs, self.target)
         elif self.phases.search_end:
             raise ValueError(
-                "policy is given, so there is nothing to search: phases.search_end must "
-                f"be 0, got {self.phases.search_end}"
+                "policy is given, so there is nothing to search: phases.search_end "
+                f"must be 0, got {self.phases.search_end}"
             )
 
     def init(self, key: Key[Array, ""], images: ArrayLike) -> SearchState:

@@ -61,7 +61,7 @@ class Network:
 def save_network(
     workdir: pathlib.Path, state: PyTree, formats: SiteFormats, classifier: Classifier
 ) -> None:
-    """Saves what inference needs of a training state with `params` and `model_state`."""
+    """Saves what inference needs of a state with `params` and `model_state`."""
     clips = {
         "weight_clip": formats.weight_clip,
         "activation_clip": formats.activation_clip,

@@ -119,5 +119,5 @@ def check_finite(losses: np.ndarray, start: int) -> None:
     if bad.size:
         raise TrainingDiverged(
             f"loss is {losses[bad[0]]} at step {start + bad[0]}: lower the learning "
-            "rate or leave out the narrowest formats; the last checkpoint before it is kept"
+            "rate or leave out the narrowest formats; the last checkpoint is kept"
         )

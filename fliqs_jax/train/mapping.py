@@ -2,7 +2,7 @@
 
 A step is a pure function `(state, batch) -> (state, metrics)` that knows the named
 axis `data`: it averages gradients over it and folds its index into keys. The state is
-replicated, a batch is split along its leading axis. Nothing here knows what a step does.
+replicated, a batch is split along its leading axis. What a step does is its own matter.
 """
 
 from collections.abc import Callable
