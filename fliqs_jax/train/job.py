@@ -64,8 +64,7 @@ class Searcher(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """How a job runs; nothing here changes what is searched, but `seed`, `steps` and
-    `batch_size`."""
+    """How a job runs: how long, on what batches, and what is kept of it."""
 
     steps: int
     batch_size: int = 128
@@ -143,14 +142,12 @@ def run_job(
         batch_size=settings.batch_size,
         recalibration_batches=settings.recalibration_batches,
     )
-    timer = Timer()
-
+    timer, start = Timer(), 0
     checkpoints = Checkpoints(
         f"{workdir}/checkpoints", keep=settings.keep, every=settings.checkpoint_every
     )
     with checkpoints:
-        start = 0
-        restored = checkpoints.restore(_saved(state, 0.0))
+        restored = checkpoints.restore(_saved(state, timer))
         if restored is not None:
             start, saved = restored
             state, timer.before = saved["state"], float(saved["seconds"])
@@ -160,38 +157,35 @@ def run_job(
             journal = Journal(
                 searcher.progress, writer, start=start, steps=settings.steps
             )
+
+            def validate(step, state, formats):
+                if len(dataset.validation):
+                    journal.evaluation(step, evaluator.validate(state, formats))
+
             cuts = list(segments(start, settings.steps, _events(hooks, settings)))
-            traced = cuts[min(1, len(cuts) - 1)] if cuts else None  # past compilation
+            profiled = cuts[min(1, len(cuts) - 1)] if cuts else None  # once compiled
             for begin, end in cuts:
                 state = _run_hooks(hooks, begin, state, source, mesh)
-                with _profile(settings.profile_dir, active=(begin, end) == traced):
+                with _profile(settings.profile_dir, active=(begin, end) == profiled):
                     state, metrics = dispatch(state, source, begin, end)
                 journal.add(metrics)
                 if end % settings.log_every == 0 or end == settings.steps:
                     journal.write(end, state, timer)
-                every = settings.evaluate_every
-                if every and end % every == 0 and end < settings.steps:
+                if end == settings.steps:
+                    break
+                if settings.evaluate_every and end % settings.evaluate_every == 0:
                     formats = searcher.current_formats(state)
-                    fresh = evaluator.recalibrated(state, formats)
-                    journal.evaluation(end, evaluator.validate(fresh, formats))
-                if end < settings.steps:
-                    checkpoints.maybe_save(end, _saved(state, timer.total()))
+                    validate(end, evaluator.recalibrated(state, formats), formats)
+                checkpoints.maybe_save(end, _saved(state, timer))
             if start < settings.steps:
                 state = _run_hooks(hooks, settings.steps, state, source, mesh)
                 formats = searcher.current_formats(state)
                 state = evaluator.recalibrated(state, formats)
-                journal.evaluation(settings.steps, evaluator.validate(state, formats))
-                checkpoints.save(settings.steps, _saved(state, timer.total()))
+                validate(settings.steps, state, formats)
+                checkpoints.save(settings.steps, _saved(state, timer))
             journal.close()
-        checkpoints.wait()
-    return (
-        state,
-        evaluator,
-        {
-            "seconds": timer.total(),
-            "compile_count": dispatch.compile_count,
-        },
-    )
+    facts = {"seconds": timer.total(), "compile_count": dispatch.compile_count}
+    return state, evaluator, facts
 
 
 class _PairedSource:
@@ -219,8 +213,8 @@ def _source(dataset: Dataset, settings: JobSettings) -> Source:
     return _PairedSource(training, batches(dataset.validation, **drawn))
 
 
-def _saved(state: PyTree, seconds: float) -> dict[str, PyTree]:
-    return {"state": state, "seconds": np.float64(seconds)}
+def _saved(state: PyTree, timer: Timer) -> dict[str, PyTree]:
+    return {"state": state, "seconds": np.float64(timer.total())}
 
 
 def _steps_per_call(mapping: str) -> int:
