@@ -1,4 +1,4 @@
-"""Test set-up: eight simulated devices, strict rank promotion, repeatable hypothesis."""
+"""Test set-up: eight simulated devices, strict ranks, repeatable hypothesis."""
 
 import os
 

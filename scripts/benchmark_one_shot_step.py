@@ -4,8 +4,8 @@
 
 Prints medians of interleaved rounds and their ratios: the step without the controller's
 own forward passes, with them at the default amortisation, with 32 options a site
-instead of 2, the published form's step, and compilation times. Synthetic images of CIFAR-10's
-size: the time of a step does not depend on what they show.
+instead of 2, the published form's step, and compilation times. Synthetic images of
+CIFAR-10's size: the time of a step does not depend on what they show.
 """
 
 import statistics

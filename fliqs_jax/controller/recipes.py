@@ -4,10 +4,11 @@ Not here: the machinery they share (`update`). A recipe only picks callables.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -210,6 +211,7 @@ def default(
     temperature: float = 1.0,
     decay: float = 1.0,
     ridge: float = 1.0,
+    option_bits: Sequence[int] | None = None,
 ) -> Controller:
     r"""Builds the natural-gradient controller, the default.
 
@@ -230,6 +232,9 @@ def default(
       temperature: tau, the first temperature in units of the effects' spread.
       decay: share of the sums that an update keeps; 1 forgets nothing.
       ridge: observations that pull an effect to 0.
+      option_bits: width of each of the K options. In the final scores no option then
+        counts for less than a narrower one: where it seems to, that is noise, and a
+        budget that would stay unspent goes to the wider format. None trusts the data.
 
     Returns:
       A controller to `update` whenever samples were judged.
@@ -276,7 +281,10 @@ def default(
         return Proposal(logits, state.optimizer, model, metrics)
 
     def score(state):
-        return -option_effects(state.memory, state.logits.shape, ridge=ridge)
+        scores = -option_effects(state.memory, state.logits.shape, ridge=ridge)
+        return (
+            scores if option_bits is None else _no_worse_when_wider(scores, option_bits)
+        )
 
     return Controller(
         num_samples=num_samples,
@@ -286,6 +294,16 @@ def default(
         score=score,
         warmup_steps=warmup_steps,
     )
+
+
+def _no_worse_when_wider(
+    scores: Float[Array, "L K"], option_bits: Sequence[int]
+) -> Float[Array, "L K"]:
+    """Raises each score to the best of the strictly narrower options'."""
+    bits = np.asarray(option_bits)
+    narrower = bits[None, :] < bits[:, None]  # [K, K]
+    reachable = narrower | np.eye(len(bits), dtype=bool)
+    return jnp.where(reachable[None], scores[:, None, :], -jnp.inf).max(axis=-1)
 
 
 def _check_samples(num_samples: int) -> None:

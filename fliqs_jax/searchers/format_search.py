@@ -16,7 +16,14 @@ import optax
 from jaxtyping import PyTree
 
 from fliqs_jax.controller import Controller, default, published
-from fliqs_jax.costs import CostTable, SiteCost, check_feasible, cost_table, site_bops
+from fliqs_jax.costs import (
+    CostTable,
+    SiteCost,
+    check_feasible,
+    cost_table,
+    site_bops,
+    storage_bits,
+)
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
@@ -44,12 +51,16 @@ def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
     """
 
     def for_run(costs: CostTable, target: float, phases: Phases) -> Controller:
+        own = {}
         if make is published:
             cost_ratio = lambda options: costs.of(options) / target  # noqa: E731
         else:
             cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
+        if make is default:
+            own = {"option_bits": [storage_bits(x) for x in costs.space.option_names]}
         return make(
             cost_ratio,
+            **own,
             warmup_steps=phases.warmup_end,
             end_step=max(phases.search_end, phases.warmup_end + 1),
             **settings,

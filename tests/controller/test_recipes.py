@@ -160,3 +160,27 @@ def test_recipe_names_bad_numbers():
         controller.published(sampled_ratio, beta=-1.0, **steps)
     with pytest.raises(ValueError, match="warmup_steps must not be negative, got -1"):
         controller.published(sampled_ratio, warmup_steps=-1, end_step=9)
+
+
+def test_no_option_scores_below_a_narrower_one_when_bits_are_given():
+    ratio = lambda chances: (chances @ jnp.array([0.5, 1.0, 1.0, 1.5])).mean()  # noqa: E731
+    losses = jnp.array([1.0, 3.0, 0.5, 2.0])  # of each option alone, noisy
+
+    def scores(option_bits):
+        chosen = controller.default(
+            ratio,
+            warmup_steps=0,
+            end_step=100,
+            num_samples=4,
+            option_bits=option_bits,
+        )
+        state = chosen.init(jnp.zeros((1, 4)))
+        options = jnp.arange(4)[:, None]
+        for step in range(8):
+            state, _ = chosen.update(state, options, losses, step)
+        return chosen.final_scores(state)[0]
+
+    free, bound = scores(None), scores([4, 8, 8, 16])
+    assert free[1] < free[0] < free[2] and free[3] < free[2]
+    # Option 1 rises to 0's; 2, as wide, stays better; the widest rises to the best.
+    assert bound.tolist() == [free[0], free[0], free[2], free[2]]
