@@ -79,7 +79,7 @@ common.define(
 common.define(
     "bool", "judge_on_validation", False, "Judge policies on held-out batches."
 )
-common.define("float", "warmup_fraction", 0.25, "Of the steps, with uniform policies.")
+common.define("float", "warmup_fraction", None, "Of the steps, with uniform policies.")
 common.define("float", "final_fraction", None, "Of the steps, at the policy found.")
 common.define(
     "enum",

@@ -75,8 +75,9 @@ class FliqsSettings:
 
     recipe: Recipe = recipe(default)
     judge_every: int = 8  # steps between two updates of the controller
-    warmup_fraction: float = 0.25  # of the steps, policies drawn uniformly
-    final_fraction: float = 0.2  # of the steps, at the policy found
+    warmup_fraction: float = 0.1  # of the steps, policies drawn uniformly
+    # Of the steps, at the policy found: the choice needs fewer steps than the weights.
+    final_fraction: float = 0.5
     within_budget: bool = True  # final policy: best within budget, or argmax
     calibrate_every: int = 100  # steps between two updates of the clip bounds
     dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
@@ -91,6 +92,7 @@ class FliqsSettings:
 PUBLISHED = FliqsSettings(
     recipe=recipe(published),
     judge_every=1,
+    warmup_fraction=0.25,
     final_fraction=0.0,
     within_budget=False,
     dynamic_scales=True,
