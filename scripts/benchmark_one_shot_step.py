@@ -51,7 +51,7 @@ class FloatClassifier(Classifier):
 
 
 def make_step(formats, settings, *, floats=False, fixed=False):
-    """Returns (compiled step, state maker) of one variant."""
+    """Returns (step, calibration, state) of one variant, each mapped over devices."""
     model = create_model(FLAGS.model)
     sites = image_sites(model, _SHAPE)
     space = SearchSpace(sites, formats)
@@ -82,7 +82,11 @@ def make_step(formats, settings, *, floats=False, fixed=False):
     mesh = mapping.make_mesh()
     images = np.zeros((1, *_SHAPE), np.uint8)
     state = mapping.replicate(search.init(jax.random.key(0), images), mesh)
-    return mapping.shard_map_step(search.step, mesh), state
+    step, calibrate = (
+        mapping.shard_map_step(function, mesh)
+        for function in (search.step, search.calibrate)
+    )
+    return step, calibrate, state
 
 
 def main(argv: list[str]) -> None:
@@ -107,12 +111,12 @@ def main(argv: list[str]) -> None:
         "published form": make_step(_TWO, PUBLISHED),
     }
     compiled, compile_s = {}, {}
-    for name, (step, state) in variants.items():
+    for name, (step, _, state) in variants.items():
         start = time.perf_counter()
         lowered = step.lower(state, batch)
         compiled[name] = lowered.compile()
         compile_s[name] = time.perf_counter() - start
-    states = {name: state for name, (_, state) in variants.items()}
+    states = {name: state for name, (_, _, state) in variants.items()}
     every = default.judge_every
     seconds = {name: {True: [], False: []} for name in variants}
     for round_ in range(FLAGS.rounds * every):
@@ -122,6 +126,26 @@ def main(argv: list[str]) -> None:
             jax.block_until_ready(metrics)
             seconds[name][round_ % every == 0].append(time.perf_counter() - start)
     _report(seconds, compile_s, every)
+    _report_whole(seconds, variants, states, batch, default)
+
+
+def _report_whole(seconds, variants, states, batch, settings) -> None:
+    """Prints the time of whole searches: phases, judgements and calibrations weighted."""
+    base = statistics.median(seconds["float"][False][2:])
+    for name, own in (("search, 2 options", settings), ("published form", PUBLISHED)):
+        state, calibrations = states[name], []
+        for _ in range(0 if own.dynamic_scales else 5):
+            start = time.perf_counter()
+            state, _ = variants[name][1](state, batch)
+            jax.block_until_ready(state)
+            calibrations.append(time.perf_counter() - start)
+        times = seconds[name]
+        plain, judging = (statistics.median(times[key][1:]) for key in (False, True))
+        searching = 1.0 - own.warmup_fraction - own.final_fraction
+        mean = plain + searching * (judging - plain) / own.judge_every
+        if calibrations:
+            mean += statistics.median(calibrations[1:]) / own.calibrate_every
+        print(f"whole run, {name}: {mean / base:.2f} of the float run")
 
 
 def _report(seconds, compile_s, every: int) -> None:

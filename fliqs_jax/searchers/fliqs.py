@@ -196,13 +196,17 @@ class Fliqs:
         updates, opt_state = self.optimizer.update(
             gradients, state.opt_state, state.params
         )
-        judged_batch, known = (images, batch["label"]), [quality]
-        if "judge_image" in batch:  # held out: the training pass tells nothing of it
-            held_out = self.classifier.normalise(batch["judge_image"])
-            judged_batch, known = (held_out, batch["judge_label"]), []
-        controller, judged = self._judge(
-            state, judged_batch, samples, known, keys["dropout"]
-        )
+        controller, judged = state.controller, {}
+        if self.policy is None:
+            judged_batch, known = (images, batch["label"]), [quality]
+            if (
+                "judge_image" in batch
+            ):  # held out: the training pass tells nothing of it
+                held_out = self.classifier.normalise(batch["judge_image"])
+                judged_batch, known = (held_out, batch["judge_label"]), []
+            controller, judged = self._judge(
+                state, judged_batch, samples, known, keys["dropout"]
+            )
         metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
         return (
             state.replace(
