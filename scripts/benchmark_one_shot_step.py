@@ -132,7 +132,8 @@ def main(argv: list[str]) -> None:
 def _report_whole(seconds, variants, states, batch, settings) -> None:
     """Prints the time of whole searches: phases, judgements and calibrations weighted."""
     base = statistics.median(seconds["float"][False][2:])
-    for name, own in (("search, 2 options", settings), ("published form", PUBLISHED)):
+    runs = (("search, 2 options", settings), ("published form", PUBLISHED))
+    for name, own in runs:
         state, calibrations = states[name], []
         for _ in range(0 if own.dynamic_scales else 5):
             start = time.perf_counter()

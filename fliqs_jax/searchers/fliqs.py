@@ -226,6 +226,7 @@ class Fliqs:
         """
         images, labels = judged_batch
 
+        @jax.jit  # traced and lowered once for all samples
         def quality_of(options):
             logits, _ = self.classifier.train_forward(
                 state.params,
