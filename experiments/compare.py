@@ -24,7 +24,8 @@ import sys
 from absl import app, flags
 
 from experiments import common
-from fliqs_jax.train.workdir import read_json, replace_text
+from fliqs_jax.files import replace_text
+from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 

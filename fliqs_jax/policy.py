@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import flax.struct
 from jaxtyping import Array, Float
 
+from fliqs_jax.files import replace_text
 from fliqs_jax.formats import Format, stack_formats
 from fliqs_jax.site_patterns import Pin, checked_pair, nearest, resolve_pins
 from fliqs_jax.sites import Site
@@ -171,7 +172,7 @@ class Policy(Mapping[str, tuple[str, str]]):
         ]
         body = ",\n".join(f"  {row}" for row in rows)
         text = f'{{"{_VERSION_KEY}": {_VERSION}, "sites": [\n{body}\n]}}\n'
-        _write_atomically(os.fspath(path), text)
+        replace_text(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Policy":
@@ -233,17 +234,3 @@ def _parse(text: bytes) -> dict[str, tuple[str, str]]:
             )
         entries[path] = checked_pair(path, (weights, activations))
     return entries
-
-
-def _write_atomically(path: str, text: str) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):  # only where writing failed
-            os.unlink(temporary)

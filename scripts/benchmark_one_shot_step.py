@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
 
 
 def _report_whole(seconds, variants, states, batch, settings) -> None:
-    """Prints the time of whole searches: phases, judgements and calibrations weighted."""
+    """Prints the time of whole searches: phases, judgements, calibrations weighted."""
     base = statistics.median(seconds["float"][False][2:])
     runs = (("search, 2 options", settings), ("published form", PUBLISHED))
     for name, own in runs:

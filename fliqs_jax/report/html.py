@@ -3,12 +3,12 @@
 `write_report` is the way in. Sections whose data the run lacks say so in a sentence.
 """
 
-import os
 import pathlib
 from html import escape
 
 import numpy as np
 
+from fliqs_jax.files import replace_text
 from fliqs_jax.report import (
     choices,
     curves,
@@ -40,10 +40,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       ValueError: if one of the files is not what a run writes.
     """
     file = pathlib.Path(workdir) / REPORT_NAME
-    text = render_report(read_run(workdir))
-    draft = file.with_suffix(".html.partial")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, file)  # a reader sees the old page or the new, never half of one
+    replace_text(file, render_report(read_run(workdir)))
     return file
 
 

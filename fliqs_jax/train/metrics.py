@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Shaped
 from jaxtyping import UInt8 as Byte
 
-from fliqs_jax.train.workdir import replace_text, to_json_line
+from fliqs_jax.files import replace_text
+from fliqs_jax.train.workdir import to_json_line
 
 _METRICS = "metrics.jsonl"
 _TERMINAL_SECONDS = 0.25  # between two renderings in place: smooth, and cheap

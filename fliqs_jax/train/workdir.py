@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fliqs_jax.files import replace_text
+
 _CONFIG = "config.json"
 _LONGEST = 120  # characters of a value in a message
 _LOCK = ".lock"  # hidden files do not count when a folder is judged to be empty
@@ -103,25 +105,6 @@ def read_json(path: str | os.PathLike) -> Any:
 def to_json_line(value: Any) -> str:
     """Returns the value as JSON on one line, by the rules of `write_json`."""
     return json.dumps(_plain(value, "value"))
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file's content in one step, even if killed or unplugged meanwhile.
-
-    Args:
-      path: the file, old or new; its folder must exist.
-      text: the new content, written as UTF-8.
-    """
-    # In the same folder, since a rename between file systems is a copy.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_owner(
