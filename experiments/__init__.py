@@ -1,0 +1,1 @@
+"""Launchers: text in (flags, presets), objects out, runs started."""

@@ -1,0 +1,1 @@
+"""Training: device mapping, steps, evaluation, checkpoints, logs. No search."""
