@@ -5,6 +5,11 @@ import os
 # Both must be set before jax is imported.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight devices on two busy cores may keep each other waiting for longer than the 40 s
+# after which XLA ends the process.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 import pathlib
 

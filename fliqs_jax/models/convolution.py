@@ -77,6 +77,7 @@ def convolve(
       The convolved images. Shape [B, H', W', features] where plain.
 
     Example:
+      >>> import flax.linen as nn
       >>> layer = nn.Conv(4, (3, 3), conv_general_dilated=convolve)
       >>> images = jnp.ones((2, 8, 8, 3))
       >>> layer.apply(layer.init(jax.random.key(0), images), images).shape

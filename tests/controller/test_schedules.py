@@ -45,4 +45,4 @@ def test_schedule_names_bad_bounds():
     with pytest.raises(ValueError, match=r"end must not be negative.*-0\.5"):
         controller.constant(-0.5)
     with pytest.raises(ValueError, match="at=2"):
-        controller.heaviside(0.5, total=10, at=2)
+        controller.heaviside(0.5, total=10, at=2.0)
