@@ -104,7 +104,7 @@ def define_common_flags(*, steps: int) -> None:
 
 
 def run_config() -> dict[str, Any]:
-    """Returns what the flags say: a run's identity, and how this session runs."""
+    """Returns what the flags say: what a run computes, and how it is run."""
     values = {name: FLAGS[name].value for name in _OURS}
     by_name = ":" not in FLAGS.model
     return {
