@@ -26,14 +26,16 @@ SESSION = (
     "evaluate_every", "steps_per_call", "profile",
 )  # fmt: skip
 
+_SHARED = ("workdir", "data_dir", "batch_size")  # flags of every launcher
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 
 def define(kind: str, name: str, default: Any, text: str, **keywords: Any) -> None:
     """Defines an absl flag that belongs to a run's identity (unless volatile)."""
-    if name not in FLAGS:  # launchers share some; a process may import several
-        getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
-        _OURS.append(name)
+    if name in _SHARED and name in FLAGS:  # a process may import several launchers
+        return
+    getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
+    _OURS.append(name)
 
 
 def define_workdir_flags() -> None:

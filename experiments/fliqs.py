@@ -50,13 +50,6 @@ SCHEDULES = {
 }
 
 common.define_common_flags(steps=5000)
-common.define(
-    "enum",
-    "form",
-    "default",
-    "Of the controller.",
-    enum_values=["default", "published"],
-)
 common.define("enum", "form", "default", "Of the controller.", enum_values=[*FORMS])
 common.define("integer", "policy_every", None, "Steps between controller updates.")
 common.define("integer", "policy_samples", None, "Policies judged on one batch.")

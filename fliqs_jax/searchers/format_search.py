@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from fliqs_jax.controller import Controller, default, published
+from fliqs_jax.controller import Controller, default, entropy, published
 from fliqs_jax.costs import (
     CostTable,
     SiteCost,
@@ -243,7 +243,7 @@ def search_formats(
         price = costs.exact_cost(searcher.current_options(state))
         result = evaluator.test(state, formats)
         uniform = _uniform_policies(searcher, evaluator, state)
-        progress = searcher.progress(state.replace(step=jnp.asarray(phases.search_end)))
+        undecided = float(entropy(state.controller.logits)) if searching else None
         save_network(folder, state, formats, classifier)
         summary = {
             "accuracy": result["accuracy"],
@@ -253,7 +253,7 @@ def search_formats(
             "cost_ratio": price / target,
             "cost_of_reference": reference,
             "steps": job.steps,
-            "entropy": progress.get("entropy"),
+            "entropy": undecided,
             "seed": job.seed,
             "uniform": uniform,
             **facts,

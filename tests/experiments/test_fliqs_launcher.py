@@ -208,3 +208,11 @@ def test_preset_parses_and_its_header_shows_its_own_command(preset):
         assert flags.FLAGS.steps > 0
     header = [line for line in preset.read_text().splitlines() if line[:1] == "#"]
     assert any(str(preset) in line for line in header)
+
+
+@pytest.mark.parametrize("form", fliqs.FORMS)
+def test_every_form_searches_to_its_end(form, tmp_path):
+    short = ("--steps=20", "--evaluate_every=0", f"--form={form}")
+    launch(fliqs, *SMALL, *short, "--policy_every=1", f"--workdir={tmp_path / 'run'}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["entropy"] < np.log(3)  # below uniform: the controller learned
