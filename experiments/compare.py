@@ -20,6 +20,7 @@ import queue
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from absl import app, flags
 
@@ -48,44 +49,50 @@ def run() -> None:
     """Runs what is missing, seed by seed, then writes the comparison."""
     folder = pathlib.Path(FLAGS.workdir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    rounds = [_runs(folder, seed) for seed in FLAGS.seeds]
-    first = [job for round_ in rounds for job in round_ if "retrain" not in job[0]]
-    # Retraining needs the policies found, so it comes last.
-    last = [job for round_ in rounds for job in round_ if "retrain" in job[0]]
-    failed = []
-    for jobs in (first, last):
-        with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
-            failed += [name for name in pool.map(_run, jobs) if name]
-        _write(folder)
+    with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
+        runs = [run for seed in FLAGS.seeds for run in _submit(pool, folder, seed)]
+        for run in concurrent.futures.as_completed(runs):
+            if run.result() is None:
+                _write(folder)
+    failed = [run.result() for run in runs if run.result()]
     if failed:
         raise ValueError(
             f"runs failed: {', '.join(failed)}; see their .log files, then run again"
         )
 
 
-def _runs(folder: pathlib.Path, seed: str) -> list[tuple[str, pathlib.Path, list[str]]]:
-    """Returns (name, folder, flags) of one seed's runs."""
+def _submit(
+    pool: concurrent.futures.Executor, root: pathlib.Path, seed: str
+) -> Iterator[concurrent.futures.Future]:
+    """Queues one seed's runs; each gives None, or its name if it failed."""
     methods = {"search": []}
     methods |= {f"uniform_{name}": [f"--policy={name}"] for name in FLAGS.uniform}
     for index in range(FLAGS.random_policies):
         policy_seed = 1000 * int(seed) + index
         methods[f"random_{index}"] = [f"--policy=random:{policy_seed}"]
+    if FLAGS.retrain:
+        found = root / f"search-seed{seed}" / "policy.json"
+        methods["retrain"] = [f"--policy={found}"]
     if FLAGS.published:
         methods["published"] = ["--form=published"]
-    if FLAGS.retrain:
-        found = folder / f"search-seed{seed}" / "policy.json"
-        methods["retrain"] = [f"--policy={found}"]
-    return [
-        (f"{name}-seed{seed}", folder / f"{name}-seed{seed}", [*own, f"--seed={seed}"])
-        for name, own in methods.items()
-    ]
+    futures = {}
+    for name, own in methods.items():
+        folder = root / f"{name}-seed{seed}"
+        # Retraining waits for the policy found; its search was queued before it.
+        needed = futures["search"] if name == "retrain" else None
+        futures[name] = pool.submit(_run, folder, [*own, f"--seed={seed}"], needed)
+    yield from futures.values()
 
 
-def _run(job: tuple[str, pathlib.Path, list[str]]) -> str | None:
+def _run(
+    folder: pathlib.Path, own: list[str], needed: concurrent.futures.Future | None
+) -> str | None:
     """Runs one job to its end; returns its name if it failed."""
-    name, folder, own = job
+    name = folder.name
     if (folder / "summary.json").exists():
         return None
+    if needed is not None and needed.result() is not None:
+        return name
     folder.mkdir(exist_ok=True)
     command = [
         *(sys.executable, "-m", "experiments.fliqs"),
@@ -101,6 +108,7 @@ def _run(job: tuple[str, pathlib.Path, list[str]]) -> str | None:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**common.CPU_ENVIRONMENT, **os.environ},
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
     finally:

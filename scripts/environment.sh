@@ -16,3 +16,9 @@ prepare_environment() {
   # shellcheck disable=SC1091
   . "$venv/bin/activate"
 }
+
+# As in experiments/common.py: training on the CPU keeps its memory, in huge pages.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-100000000000}"
+export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-1000000000}"
