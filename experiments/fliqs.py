@@ -49,6 +49,13 @@ SCHEDULES = {
     "heaviside": lambda end, *, delay, total: controller.heaviside(end, total=total),
 }
 
+# What a run at a fixed policy (--policy) has no use for.
+SEARCH_FLAGS = (
+    "policy_every", "policy_samples", "policy_temperature", "policy_ridge",
+    "policy_learning_rate", "entropy_weight", "entropy_schedule", "reward", "cost_beta",
+    "quality", "judge_on_validation", "warmup_fraction", "final_fraction", "selection",
+)  # fmt: skip
+
 common.define_common_flags(steps=5000)
 common.define("enum", "form", "default", "Of the controller.", enum_values=[*FORMS])
 common.define("integer", "policy_every", None, "Steps between controller updates.")
@@ -116,6 +123,8 @@ def run() -> None:
     """Turns the flags into objects and searches."""
     job = common.job_settings()
     settings = fliqs_settings()
+    for note in idle_flags(settings):
+        print(note)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     sites = image_sites(model, dataset.train.image_shape)
@@ -179,6 +188,23 @@ def fliqs_settings() -> FliqsSettings:
     }
     given = {name: value for name, value in fields.items() if value is not None}
     return dataclasses.replace(base, **given)
+
+
+def idle_flags(settings: FliqsSettings) -> list[str]:
+    """Returns a note for each flag given that changes nothing in this run.
+
+    Notes, not errors: `compare` runs one preset with and without a fixed policy.
+    """
+    idle = {}
+    if FLAGS.policy is not None:
+        idle = dict.fromkeys(SEARCH_FLAGS, "--policy leaves nothing to search")
+    if settings.dynamic_scales:
+        idle["calibrate_every"] = "absmax scales need no calibration"
+    return [
+        f"note: --{name} has no effect: {reason}"
+        for name, reason in idle.items()
+        if FLAGS[name].present
+    ]
 
 
 def controller_recipe() -> Recipe:

@@ -99,9 +99,14 @@ def test_finished_run_is_reported_not_repeated(finished, capsys):
     assert (finished / "summary.json").stat().st_mtime_ns == before
 
 
-def test_policy_found_can_be_trained_from_scratch(finished, tmp_path):
+def test_policy_found_can_be_trained_from_scratch(finished, tmp_path, capsys):
     workdir = tmp_path / "again"
     launch(fliqs, *SMALL, f"--workdir={workdir}", f"--policy={finished}/policy.json")
+    # The flags of a search that this run has no use for are said, not just ignored.
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
+    assert notes == [
+        "note: --policy_every has no effect: --policy leaves nothing to search"
+    ]
     found, again = (
         fq.Policy.load(folder / "policy.json") for folder in (finished, workdir)
     )
