@@ -5,6 +5,7 @@ The only place, with the launchers themselves, where text becomes objects.
 
 import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,11 @@ from absl import flags, logging
 import fliqs_jax as fq
 from fliqs_jax import costs
 from fliqs_jax.data import Dataset, load_dataset
+from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.loop import TrainingDiverged
+from fliqs_jax.train.pretrained import load_variables
+from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
@@ -115,6 +119,23 @@ def define_common_flags(*, steps: int) -> None:
     define("bool", "profile", False, "Trace some steps into WORKDIR/profile.")
 
 
+def define_start_flags() -> None:
+    """Defines the flags of `initial_variables`, for launchers that use it."""
+    define(
+        "string",
+        "init_from",
+        None,
+        "Start from trained weights: a run's workdir, an orbax checkpoint's folder or "
+        "a .safetensors file. Lower --learning_rate and --steps with it.",
+    )
+    define(
+        "list",
+        "init_skip",
+        [],
+        "Regexes of leaves that start fresh even so: Dense_0/.*",
+    )
+
+
 def run_config() -> dict[str, Any]:
     """Returns what the flags say: what a run computes, and how it is run."""
     values = {name: FLAGS[name].value for name in _OURS}
@@ -204,6 +225,30 @@ def model(num_classes: int) -> nn.Module:
     if ":" in FLAGS.model:
         return user_model(FLAGS.model, num_classes=num_classes, **model_options())
     return fq.create_model(FLAGS.model, num_classes=num_classes, **model_options())
+
+
+def initial_variables() -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Returns the variables to start from, if any, and what they add to the config.
+
+    A run that has got somewhere does not need them any more: if --init_from is gone by
+    then, the config's own record of them identifies the run.
+    """
+    if FLAGS.init_from is None:
+        if FLAGS.init_skip:
+            raise ValueError("--init_skip needs --init_from, whose leaves it skips")
+        return None, {}
+    if os.path.exists(FLAGS.init_from) or not _can_resume(FLAGS.workdir):
+        return load_variables(FLAGS.init_from), {}
+    name = "initial_variables"
+    return None, {name: read_json(f"{FLAGS.workdir}/config.json").get(name)}
+
+
+def _can_resume(workdir: str) -> bool:
+    try:
+        restore_tree(f"{workdir}/checkpoints")
+    except ValueError:
+        return False
+    return os.path.exists(f"{workdir}/config.json")
 
 
 def user_model(name: str, **arguments: Any) -> nn.Module:

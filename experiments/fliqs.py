@@ -57,6 +57,7 @@ SEARCH_FLAGS = (
 )  # fmt: skip
 
 common.define_common_flags(steps=5000)
+common.define_start_flags()
 common.define("enum", "form", "default", "Of the controller.", enum_values=[*FORMS])
 common.define("integer", "policy_every", None, "Steps between controller updates.")
 common.define("integer", "policy_samples", None, "Policies judged on one batch.")
@@ -134,6 +135,7 @@ def run() -> None:
         # Room for the policy's own formats; nothing is searched.
         names = [name.removeprefix("u") for pair in policy.values() for name in pair]
         space = search_space(sites, list(dict.fromkeys([*FLAGS.formats, *names])))
+    variables, record = common.initial_variables()
     augmentation = default_augmentation(FLAGS.dataset)
     search_formats(
         model,
@@ -154,7 +156,9 @@ def run() -> None:
             augment, crop_padding=augmentation.crop_padding, flip=augmentation.flip
         ),
         policy=policy,
-        config=common.run_config(),
+        variables=variables,
+        skip_variables=FLAGS.init_skip,
+        config={**common.run_config(), **record},
     )
 
 

@@ -20,6 +20,7 @@ from fliqs_jax.searchers.format_search import (
 from fliqs_jax.searchers.network import Network, load_network
 from fliqs_jax.sites import Site, find_sites
 from fliqs_jax.train.job import JobSettings
+from fliqs_jax.train.pretrained import load_variables
 
 __all__ = [
     "FliqsSettings",
@@ -41,6 +42,7 @@ __all__ = [
     "latency_s",
     "load_dataset",
     "load_network",
+    "load_variables",
     "model_bits",
     "model_names",
     "parse_format",

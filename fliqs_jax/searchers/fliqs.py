@@ -14,7 +14,7 @@ Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -37,6 +37,7 @@ from fliqs_jax.searchers.calibration import (
     update_calibration,
 )
 from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.fitting import fit_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step
@@ -121,6 +122,8 @@ class Fliqs:
     within_budget: bool = True  # final policy: best within budget, or argmax
     dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
     policy: Policy | None = None
+    variables: Mapping[str, Any] | None = None  # to start from; None is fresh ones
+    skip_variables: tuple[str, ...] = ()  # patterns of what starts fresh even so
 
     def __post_init__(self):
         for name in ("judge_every", "calibrate_every"):
@@ -140,6 +143,13 @@ class Fliqs:
         """Returns the state before the first step."""
         init_key, run_key = jax.random.split(key)
         params, model_state = self.classifier.init(init_key, images)
+        if self.variables is not None:
+            model_state = fit_variables(
+                self.variables,
+                {"params": params, **model_state},
+                skip=self.skip_variables,
+            )
+            params = model_state.pop("params")
         shape = (self.space.num_decisions, self.space.num_options)
         fixed = np.zeros(shape[0], np.int32)
         if self.policy is not None:

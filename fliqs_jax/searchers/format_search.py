@@ -6,10 +6,11 @@ the job; evaluates; writes the results. What happens in a step is in `fliqs`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -33,6 +34,7 @@ from fliqs_jax.searchers.network import save_network
 from fliqs_jax.searchers.results import describe_sites, write_results
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.mapping import make_mesh
 from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
@@ -139,6 +141,8 @@ def search_formats(
     optimizer: OptimizerSettings = OptimizerSettings(),
     augment: Augment | None = None,
     policy: Policy | None = None,
+    variables: Mapping[str, Any] | None = None,
+    skip_variables: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> SearchResult:
@@ -161,12 +165,18 @@ def search_formats(
       optimizer: of the weights.
       augment: `(key, images) -> images` for training batches, on device.
       policy: train at this policy instead of searching.
+      variables: trained variables to start from, `{"params": ...}` and, if there are
+        any, other collections such as `batch_stats`; `load_variables` reads them from a
+        checkpoint. The optimizer's settings are not changed by it: fine-tuning wants a
+        lower learning rate and fewer steps.
+      skip_variables: patterns of leaves that start fresh even so, such as a new head's
+        ("Dense_0/.*"); see `fliqs_jax.train.fitting`.
       config: what else identifies the run, for its `config.json`.
       say: receives what a person wants to read.
 
     Raises:
       ValueError: before any compilation, if an argument is out of range, the budget out
-        of reach, or the workdir another run's.
+        of reach, the variables another model's, or the workdir another run's.
       TrainingDiverged: if the loss became NaN or infinite.
     """
     mesh = make_mesh()
@@ -207,6 +217,8 @@ def search_formats(
         within_budget=fliqs.within_budget,
         dynamic_scales=fliqs.dynamic_scales,
         policy=policy,
+        variables=variables,
+        skip_variables=tuple(skip_variables),
     )
     identity = {
         "method": "fliqs",
@@ -228,6 +240,12 @@ def search_formats(
             "per_channel": fliqs.per_channel,
         },
     }
+    if variables is not None:
+        _check_variables(searcher, dataset, say)
+        identity["initial_variables"] = {
+            **describe_variables(variables),
+            "skip": list(skip_variables),
+        }
     for name, value in (config or {}).items():
         known = identity.get(name)
         identity[name] = {**known, **value} if isinstance(known, dict) else value
@@ -275,6 +293,17 @@ def _check_target(costs: CostTable, target: float, reference: float, name: str) 
             f"As fractions, the space reaches {costs.minimum() / reference:.4g} to "
             f"{costs.maximum() / reference:.4g}"
         ) from None
+
+
+def _check_variables(
+    searcher: Fliqs, dataset: Dataset, say: Callable[[str], None]
+) -> None:
+    """Refuses variables of another model, by shapes alone."""
+    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
+    init = searcher.classifier.init
+    params, model_state = jax.eval_shape(init, jax.random.key(0), image)
+    expected = {"params": params, **model_state}
+    fit_variables(searcher.variables, expected, skip=searcher.skip_variables, say=say)
 
 
 def _uniform_policies(

@@ -1,8 +1,9 @@
 """Checkpoints of a training state, each on disk completely or not at all.
 
-The only module that knows orbax. It stores any pytree of arrays and typed PRNG keys and
-gives it back bit for bit. It does not decide what a training state holds, nor when a
-state is too broken (NaN) to be worth keeping: the loop does.
+The only module that writes with orbax (`pretrained` reads what others wrote). It stores
+any pytree of arrays and typed PRNG keys and gives it back bit for bit. It does not
+decide what a training state holds, nor when a state is too broken (NaN) to be worth
+keeping: the loop does.
 
 On disk, ``DIRECTORY/STEP/state`` is the state as nested dicts of arrays and
 ``DIRECTORY/STEP/leaves`` lists path, shape, dtype and checksum of each of them, so that
