@@ -4,7 +4,7 @@
       --flagfile=experiments/presets/digits.flags
 
 Run again with the same workdir to resume. With --policy it trains at that policy
-instead of searching. Writes policy.json, summary.json, metrics.jsonl, report.html and
+instead of searching, with --init_from from trained weights. Writes policy.json, summary.json, metrics.jsonl, report.html and
 checkpoints/.
 """
 

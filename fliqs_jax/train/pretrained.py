@@ -110,7 +110,8 @@ def _places(tree: Any) -> dict[str, Path]:
         return {"params": ()}  # the tree of parameters itself
     if "params" in _mapping(tree, "params"):  # TrainState.create(params=variables)
         return _below("params", _places(tree["params"]))
-    if "model_state" in tree:  # ours: the other collections are in there
+    # Ours: other collections are in model_state, which is not written when empty.
+    if "model_state" in tree or "clips" in tree:
         names = [("model_state", name) for name in _mapping(tree, "model_state")]
     elif "opt_state" in tree or "step" in tree:
         names = [("batch_stats",)] if "batch_stats" in tree else []

@@ -1,4 +1,4 @@
-"""Float training, then a fine-tuning search from its weights, as a user launches them."""
+"""Float training, then a fine-tuning search from its weights, as a user runs them."""
 
 import json
 import shutil
@@ -38,26 +38,6 @@ def launch(launcher, *arguments):
         launcher.run()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "float"
-    launch(fliqs, *FLOAT, f"--workdir={workdir}")
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def tuned(trained, tmp_path_factory):
-    """A finished search from a copy of the float run that tests may change."""
-    folder = tmp_path_factory.mktemp("runs")
-    shutil.copytree(trained, folder / "float")
-    launch(fliqs, *FINE_TUNING, *start(folder), f"--workdir={folder / 'tuned'}")
-    return folder
-
-
-def start(folder):
-    return (f"--init_from={folder / 'float'}",)
-
-
 class Started(Exception):
     """Carries the state of step 0."""
 
@@ -72,13 +52,34 @@ def first_state(monkeypatch, tmp_path):
 
     monkeypatch.setattr(format_search, "run_job", run_job)
 
-    def launched(*arguments):
+    def launched(*arguments, workdir):
         with pytest.raises(Started) as caught:
-            workdir = tmp_path / str(len(list(tmp_path.iterdir())))
-            launch(fliqs, *FINE_TUNING, *arguments, f"--workdir={workdir}")
+            launch(fliqs, *FINE_TUNING, *arguments, f"--workdir={tmp_path / workdir}")
         return caught.value.args[0]
 
     return launched
+
+
+def weights(*, classes=10, seed=0):
+    """Parameters of LeNet-300-100 on digits, drawn anew."""
+    rng = np.random.default_rng(seed)
+    sizes = (64, 300, 100, classes)
+    shapes = zip(sizes[:-1], sizes[1:], strict=True)
+    return {
+        f"Dense_{i}": {
+            "kernel": rng.normal(size=shape).astype(np.float32),
+            "bias": rng.normal(size=shape[1]).astype(np.float32),
+        }
+        for i, shape in enumerate(shapes)
+    }
+
+
+def save(params, file):
+    flat = {
+        f"{layer}/{name}": x for layer in params for name, x in params[layer].items()
+    }
+    safetensors.numpy.save_file(flat, file)
+    return f"--init_from={file}"
 
 
 def equal(a, b):
@@ -86,91 +87,99 @@ def equal(a, b):
     return all(jax.tree.leaves(same))
 
 
-def test_float_run_is_plain_training_and_evaluate_reads_it(trained, capsys):
-    assert set(fq.Policy.load(trained / "policy.json").values()) == {("fp32", "fp32")}
-    summary = json.loads((trained / "summary.json").read_text())
-    assert summary["accuracy"] > 0.8  # 60 steps; chance is 0.1
-    network, test = fq.load_network(trained), fq.load_dataset("digits").test
-    model, images = fq.create_model("lenet300"), test.images[:32]
-    plain = model.apply(network.variables, network.classifier.normalise(images))
-    np.testing.assert_array_equal(network(images), plain)  # fp32 touches nothing
-    launch(evaluate, f"--workdir={trained}")
-    result = json.loads(capsys.readouterr().out)
-    assert result["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
+def test_step_0_has_the_weights_of_the_checkpoint_bit_for_bit(first_state, tmp_path):
+    file = save(weights(), tmp_path / "a.safetensors")
+    assert equal(first_state(file, workdir="run").params, weights())
+    assert not equal(first_state(workdir="fresh").params, weights())
 
 
-def test_step_0_has_the_weights_of_the_checkpoint_bit_for_bit(trained, first_state):
-    network = restore_tree(trained / "network")
-    for path in (trained, trained / "network", trained / "checkpoints"):
-        assert equal(first_state(f"--init_from={path}").params, network["params"])
-    assert not equal(first_state().params, network["params"])
+def test_a_changed_checkpoint_is_refused_on_resume(first_state, tmp_path):
+    file = save(weights(), tmp_path / "a.safetensors")
+    first_state(file, workdir="run")
+    first_state(file, workdir="run")  # the same: goes on
+    again = (*FINE_TUNING, f"--workdir={tmp_path / 'run'}")
+    with pytest.raises(ValueError, match="initial_variables.skip: .. there"):
+        launch(fliqs, *again, file, "--init_skip=Dense_2/.*")
+    with pytest.raises(ValueError, match="initial_variables.crc32: .* there, .absent."):
+        launch(fliqs, *again)
+    save(weights(seed=1), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="initial_variables.crc32: .* there, .* now"):
+        launch(fliqs, *again, file)
+    (tmp_path / "a.safetensors").unlink()  # and the run has no checkpoint of its own
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*a.safetensors"):
+        launch(fliqs, *again, file)
 
 
 def test_a_new_head_starts_as_it_would_without_the_checkpoint(first_state, tmp_path):
-    params = first_state().params
-    old = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params)
-    old["Dense_2"] = {"kernel": np.ones((100, 3), "f4"), "bias": np.ones(3, "f4")}
-    flat = {f"{layer}/{name}": x for layer in old for name, x in old[layer].items()}
-    safetensors.numpy.save_file(flat, tmp_path / "old.safetensors")
-    file = f"--init_from={tmp_path / 'old.safetensors'}"
+    old = weights(classes=3)
+    file = save(old, tmp_path / "old.safetensors")
     with pytest.raises(
         ValueError, match="Dense_2/kernel: float32.100, 3. in the check"
     ):
         launch(fliqs, *FINE_TUNING, file, f"--workdir={tmp_path / 'refused'}")
     assert not (tmp_path / "refused").exists()
-    begun = first_state(file, "--init_skip=Dense_2/.*").params
-    assert equal(begun.pop("Dense_2"), params["Dense_2"])
+    begun = first_state(file, "--init_skip=Dense_2/.*", workdir="run").params
+    fresh = first_state(workdir="fresh").params
+    assert equal(begun.pop("Dense_2"), fresh["Dense_2"])
     old.pop("Dense_2")
     assert equal(begun, old)
-
-
-def test_fine_tuning_ends_near_the_float_network(trained, tuned):
-    def accuracy(workdir):
-        return json.loads((workdir / "summary.json").read_text())["accuracy"]
-
-    # 20 steps from scratch at this rate read under 0.5.
-    assert accuracy(tuned / "tuned") > accuracy(trained) - 0.05
-
-
-def test_resumed_is_bit_identical_and_needs_the_checkpoint_no_more(tuned, tmp_path):
-    workdir = tmp_path / "tuned"
-    shutil.copytree(tuned / "tuned", workdir)
-    (workdir / "summary.json").unlink()
-    for step in (15, 20):
-        shutil.rmtree(workdir / "checkpoints" / str(step))
-    moved = (tuned / "float").rename(tuned / "away")
-    try:
-        launch(fliqs, *FINE_TUNING, *start(tuned), f"--workdir={workdir}")
-        shutil.rmtree(workdir / "checkpoints")
-        with pytest.raises(FileNotFoundError, match="no checkpoint at .*/float"):
-            launch(fliqs, *FINE_TUNING, *start(tuned), f"--workdir={workdir}")
-    finally:
-        moved.rename(tuned / "float")
-    whole, resumed = (
-        restore_tree(path / "network") for path in (tuned / "tuned", workdir)
-    )
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-
-
-def test_changed_checkpoint_or_skip_is_refused(tuned, trained, tmp_path):
-    again = (*FINE_TUNING, *start(tuned), f"--workdir={tuned / 'tuned'}")
-    launch(fliqs, *again)  # the same: reported as finished
-    with pytest.raises(ValueError, match="initial_variables.skip: .. there"):
-        launch(fliqs, *again, "--init_skip=Dense_2/.*")
-    with pytest.raises(ValueError, match="initial_variables.crc32: .* there, .absent."):
-        launch(fliqs, *FINE_TUNING, f"--workdir={tuned / 'tuned'}")
-    shutil.rmtree(tuned / "float" / "network")
-    shutil.copytree(tuned / "tuned" / "network", tuned / "float" / "network")
-    try:
-        with pytest.raises(
-            ValueError, match="initial_variables.crc32: .* there, .* now"
-        ):
-            launch(fliqs, *again)
-    finally:
-        shutil.rmtree(tuned / "float")
-        shutil.copytree(trained, tuned / "float")
 
 
 def test_skip_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--init_skip needs --init_from"):
         launch(fliqs, *SMALL, "--init_skip=Dense_2/.*", f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with a float run and a search that started from its weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    launch(fliqs, *FLOAT, f"--workdir={folder / 'float'}")
+    search = (*FINE_TUNING, f"--init_from={folder / 'float'}")
+    launch(fliqs, *search, f"--workdir={folder / 'tuned'}")
+    return folder
+
+
+def accuracy(workdir):
+    return json.loads((workdir / "summary.json").read_text())["accuracy"]
+
+
+@pytest.mark.slow
+def test_float_run_is_plain_training_and_evaluate_reads_it(runs, capsys):
+    policy = fq.Policy.load(runs / "float" / "policy.json")
+    assert set(policy.values()) == {("fp32", "fp32")}
+    assert accuracy(runs / "float") > 0.8  # 60 steps; chance is 0.1
+    network, test = fq.load_network(runs / "float"), fq.load_dataset("digits").test
+    model, images = fq.create_model("lenet300"), test.images[:32]
+    plain = model.apply(network.variables, network.classifier.normalise(images))
+    np.testing.assert_array_equal(network(images), plain)  # fp32 touches nothing
+    launch(evaluate, f"--workdir={runs / 'float'}")
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"] == pytest.approx(accuracy(runs / "float"), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_fine_tuning_ends_near_the_float_network(runs, tmp_path):
+    launch(fliqs, *FINE_TUNING, f"--workdir={tmp_path / 'scratch'}")
+    assert accuracy(runs / "tuned") > accuracy(runs / "float") - 0.05
+    assert accuracy(runs / "tuned") > accuracy(tmp_path / "scratch") + 0.05
+
+
+@pytest.mark.slow
+def test_resumed_is_bit_identical_and_needs_the_checkpoint_no_more(runs, tmp_path):
+    workdir = tmp_path / "tuned"
+    shutil.copytree(runs / "tuned", workdir)
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "network")
+    for step in (15, 20):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    search = (*FINE_TUNING, f"--init_from={runs / 'float'}")
+    moved = (runs / "float").rename(runs / "away")
+    try:
+        launch(fliqs, *search, f"--workdir={workdir}")
+    finally:
+        moved.rename(runs / "float")
+    whole, resumed = (
+        restore_tree(path / "network") for path in (runs / "tuned", workdir)
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
