@@ -4,8 +4,8 @@
       --flagfile=experiments/presets/digits.flags
 
 Run again with the same workdir to resume. With --policy it trains at that policy
-instead of searching, with --init_from from trained weights. Writes policy.json, summary.json, metrics.jsonl, report.html and
-checkpoints/.
+instead of searching; with --init_from the weights start from a checkpoint. Writes
+policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 """
 
 import dataclasses
