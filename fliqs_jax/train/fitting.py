@@ -60,28 +60,23 @@ def fit_variables(
     if not isinstance(loaded, Mapping) or "params" not in loaded:
         got = sorted(loaded) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise ValueError(f"variables must be a mapping with 'params', got {got}")
-    wanted, found = _named(expected), _named(loaded)
+    wanted, found = _named(expected), _params_first(loaded)
     for name in wanted.keys() - found.keys():
         if f"{name}/value" in found:  # a box that became a dict on disk
             found[name] = found.pop(f"{name}/value")
     skipped = _skipped(skip, [*wanted, *(found.keys() - wanted.keys())])
-    fresh = {
-        name
-        for collection in expected.keys() - loaded.keys()
-        for name in _named({collection: expected[collection]})
-    }
-    if say is not None:
-        for collection in sorted(expected.keys() - loaded.keys()):
+    fresh = set(skipped)
+    for collection in sorted(expected.keys() - loaded.keys()):
+        fresh |= _named({collection: expected[collection]}).keys()
+        if say is not None:
             say(f"no {collection} in the checkpoint: they start fresh")
     _check(
         {name: x for name, x in found.items() if name not in skipped},
-        {name: x for name, x in wanted.items() if name not in skipped | fresh},
+        {name: x for name, x in _params_first(expected).items() if name not in fresh},
     )
     leaves = [
         # A copy: training donates its state, and the caller's arrays must survive.
-        leaf
-        if name in skipped | fresh
-        else jnp.array(found[name], leaf.dtype, copy=True)
+        leaf if name in fresh else jnp.array(found[name], leaf.dtype, copy=True)
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
@@ -112,6 +107,11 @@ def _named(variables: PyTree) -> dict[str, Any]:
         path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
         (named["/".join(path[path[0] == "params" :])],) = jax.tree.leaves(node)
     return named
+
+
+def _params_first(variables: PyTree) -> dict[str, Any]:
+    """Returns what `_named` does, in the order in which a reader wants to see it."""
+    return {**_named({"params": variables["params"]}), **_named(variables)}
 
 
 def _skipped(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

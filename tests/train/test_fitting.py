@@ -64,12 +64,12 @@ def test_message_names_every_leaf_that_does_not_fit():
         "  unexpected:\n"
         "    head/kernel: bfloat16[3, 10]\n"
         "  of another shape or kind:\n"
+        "    Dense_0/bias: float32[5] in the checkpoint, float32[3] in the model\n"
         "    batch_stats/BatchNorm_0/mean: int8[3] in the checkpoint, float32[3] in "
         "the model\n"
-        "    Dense_0/bias: float32[5] in the checkpoint, float32[3] in the model\n"
         "Give the model that it was trained as, or skip the layers that are to start "
-        "fresh, a new head for example, by a pattern such as "
-        "'batch_stats/BatchNorm_0/.*' (skip, --init_skip)"
+        "fresh, a new head for example, by a pattern such as 'Dense_0/.*' (skip, "
+        "--init_skip)"
     )
 
 
