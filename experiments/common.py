@@ -40,6 +40,7 @@ CPU_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "1000000000",
 }
 
+_DEVICE = "cpu_2_cores"  # of --cost=latency, unless flags name another
 _SHARED = ("workdir", "data_dir", "batch_size")  # flags of every launcher
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
@@ -78,8 +79,21 @@ def define_common_flags(*, steps: int) -> None:
     define(
         "string",
         "device",
-        "cpu_2_cores",
-        f"For --cost=latency: {', '.join(costs.DEVICES)}.",
+        None,
+        f"For --cost=latency, by data sheet: {', '.join(costs.DEVICES)} "
+        f"(default: {_DEVICE}).",
+    )
+    define(
+        "string",
+        "latency_table",
+        None,
+        "For --cost=latency, as measured: a CSV file of scripts/measure_latency.py.",
+    )
+    define(
+        "integer",
+        "latency_batch_size",
+        None,
+        "Examples whose latency counts (default: 1, or the table's).",
     )
     define("float", "cost_target", 0.14, "Budget, a fraction of the reference's cost.")
     define(
@@ -159,16 +173,43 @@ def _launcher() -> str:
     return sys.argv[0].rpartition("/")[2].removesuffix(".py")
 
 
-def site_cost() -> costs.SiteCost:
-    """Returns the price of a site that --cost names."""
-    if FLAGS.cost == "bops":
-        return costs.site_bops
+def site_cost(*, per_channel: bool = True) -> costs.SiteCost:
+    """Returns the price of a site that --cost names.
+
+    Args:
+      per_channel: whether each output channel of the weights has a scale of its own,
+        which a size counts.
+    """
+    if FLAGS.cost == "latency":
+        return _latency()
+    for name in ("device", "latency_table", "latency_batch_size"):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--{name} has no meaning for --cost={FLAGS.cost}: drop it, or add "
+                "--cost=latency"
+            )
     if FLAGS.cost == "size":
-        return costs.site_size
-    if FLAGS.device not in costs.DEVICES:
+        return costs.make_site_storage(per_channel=per_channel)
+    return costs.site_bops
+
+
+def _latency() -> costs.SiteCost:
+    batch_size = FLAGS.latency_batch_size
+    if FLAGS.latency_table is not None:
+        if FLAGS.device is not None:
+            raise ValueError(
+                "--device and --latency_table exclude each other: give the data sheet "
+                "of a device or latencies measured on one"
+            )
+        table = costs.LatencyTable.load(FLAGS.latency_table)
+        return costs.make_table_latency(table, batch_size=batch_size)
+    device = _DEVICE if FLAGS.device is None else FLAGS.device
+    if device not in costs.DEVICES:
         names = ", ".join(costs.DEVICES)
-        raise ValueError(f"--device={FLAGS.device}: use one of {names}")
-    return costs.make_site_latency(costs.DEVICES[FLAGS.device])
+        raise ValueError(f"--device={device}: use one of {names}")
+    return costs.make_site_latency(
+        costs.DEVICES[device], batch_size=1 if batch_size is None else batch_size
+    )
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

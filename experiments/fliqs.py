@@ -130,7 +130,8 @@ def run() -> None:
     model = common.model(dataset.num_classes)
     sites = image_sites(model, dataset.train.image_shape)
     space = search_space(sites, FLAGS.formats)
-    policy = fixed_policy(space)
+    cost = common.site_cost(per_channel=settings.per_channel)
+    policy = fixed_policy(space, cost)
     if policy is not None:
         # Room for the policy's own formats; nothing is searched.
         names = [name.removeprefix("u") for pair in policy.values() for name in pair]
@@ -144,7 +145,7 @@ def run() -> None:
         workdir=FLAGS.workdir,
         cost_target=FLAGS.cost_target,
         job=job,
-        cost=common.site_cost(),
+        cost=cost,
         cost_reference=FLAGS.cost_reference,
         fliqs=settings,
         optimizer=OptimizerSettings(
@@ -244,7 +245,7 @@ def controller_recipe() -> Recipe:
     return recipe(make, **given)
 
 
-def fixed_policy(space: fq.SearchSpace) -> fq.Policy | None:
+def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | None:
     """Returns the policy to train at, or None for a search."""
     if FLAGS.policy is None:
         return None
@@ -252,7 +253,7 @@ def fixed_policy(space: fq.SearchSpace) -> fq.Policy | None:
         return fq.Policy.load(FLAGS.policy)
     if not FLAGS.policy.startswith("random:"):
         return fq.Policy.uniform(space.sites, FLAGS.policy)
-    table = costs.cost_table(space, common.site_cost())
+    table = costs.cost_table(space, cost)
     target = FLAGS.cost_target * table.reference(FLAGS.cost_reference)
     seed = int(FLAGS.policy.removeprefix("random:"))
     (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)

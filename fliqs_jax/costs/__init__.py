@@ -3,21 +3,34 @@
 from fliqs_jax.costs.budget import check_feasible, most_probable_within
 from fliqs_jax.costs.cost_table import CostTable, JointChoice, cost_table
 from fliqs_jax.costs.latency import DEVICES, Device, latency_s, make_site_latency
+from fliqs_jax.costs.latency_table import Contraction, LatencyTable, Measurement
+from fliqs_jax.costs.measured_latency import make_table_latency
 from fliqs_jax.costs.operations import bops, linear_ops, site_bops, site_linear_ops
-from fliqs_jax.costs.policy_cost import SiteCost, policy_cost, storage_bits
+from fliqs_jax.costs.policy_cost import (
+    FormatCost,
+    SiteCost,
+    policy_cost,
+    site_price,
+    storage_bits,
+)
 from fliqs_jax.costs.random_policies import random_policies_of_equal_cost
 from fliqs_jax.costs.size import (
     average_activation_bits,
     average_bits,
+    make_site_storage,
     model_bits,
     site_size,
 )
 
 __all__ = [
     "DEVICES",
+    "Contraction",
     "CostTable",
     "Device",
+    "FormatCost",
     "JointChoice",
+    "LatencyTable",
+    "Measurement",
     "SiteCost",
     "average_activation_bits",
     "average_bits",
@@ -27,12 +40,15 @@ __all__ = [
     "latency_s",
     "linear_ops",
     "make_site_latency",
+    "make_site_storage",
+    "make_table_latency",
     "model_bits",
     "most_probable_within",
     "policy_cost",
     "random_policies_of_equal_cost",
     "site_bops",
     "site_linear_ops",
+    "site_price",
     "site_size",
     "storage_bits",
 ]

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from fliqs_jax.costs.policy_cost import SiteCost, policy_cost, storage_bits
+from fliqs_jax.costs.policy_cost import (
+    SiteCost,
+    policy_cost,
+    site_price,
+    storage_bits,
+)
 from fliqs_jax.policy import Policy
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.sites import Site
@@ -126,11 +131,12 @@ def cost_table(space: SearchSpace, site_cost: SiteCost) -> CostTable:
 
     Args:
       space: the choices.
-      site_cost: the cost of one site, for example `site_bops`, `site_size` or
-        `make_site_latency(device)`.
+      site_cost: the cost of one site, for example `site_bops`, `site_size`,
+        `make_site_latency(device)` or a `FormatCost`.
 
     Raises:
-      ValueError: if `site_cost` gives a value that is negative or not finite.
+      ValueError: if `site_cost` gives a value that is negative or not finite, or
+        refuses a site or a format.
 
     Example:
       >>> site = Site(path="Dense_0", op="dense", weight_shape=(4, 2), macs=8,
@@ -143,7 +149,7 @@ def cost_table(space: SearchSpace, site_cost: SiteCost) -> CostTable:
       224.0
     """
     count = space.num_options
-    bits = [storage_bits(name) for name in space.format_names]
+    names = space.format_names
     constant = 0.0
     sums: dict[tuple[int, ...], np.ndarray] = {}  # decisions -> cost, an axis each
     for number, site in enumerate(space.sites):
@@ -155,9 +161,9 @@ def cost_table(space: SearchSpace, site_cost: SiteCost) -> CostTable:
         costs = np.empty((count,) * len(decisions))
         for options in itertools.product(range(count), repeat=len(decisions)):
             chosen = dict(zip(decisions, options, strict=True))
-            w = bits[chosen.get(weight, space.weight_fixed[number])]
-            a = bits[chosen.get(activation, space.activation_fixed[number])]
-            costs[options] = _checked(site_cost(site, w, a), site, w, a)
+            w = names[chosen.get(weight, space.weight_fixed[number])]
+            a = names[chosen.get(activation, space.activation_fixed[number])]
+            costs[options] = _checked(site_price(site_cost, site, w, a), site, w, a)
         if decisions:
             sums[decisions] = sums.get(decisions, 0.0) + costs
         else:
@@ -189,13 +195,12 @@ def cost_table(space: SearchSpace, site_cost: SiteCost) -> CostTable:
     )
 
 
-def _checked(
-    cost: int | float, site: Site, weight_bits: int, activation_bits: int
-) -> float:
+def _checked(cost: int | float, site: Site, weights: str, activations: str) -> float:
     cost = float(cost)
     if not (math.isfinite(cost) and cost >= 0):
         raise ValueError(
             f"site_cost must be finite and not negative, got {cost} for site"
-            f" {site.path!r} at {weight_bits} weight and {activation_bits} input bits"
+            f" {site.path!r} at {storage_bits(weights)} weight and"
+            f" {storage_bits(activations)} input bits ({weights}, {activations})"
         )
     return cost

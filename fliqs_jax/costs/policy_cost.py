@@ -1,9 +1,10 @@
-"""What a cost is: a function of one site and two bit widths, summed over the sites.
+"""What a cost is: a function of one site and its two formats, summed over the sites.
 
 Everything here is exact Python arithmetic about final policies. `cost_table` turns the
 same site functions into arrays for a search.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -11,9 +12,23 @@ from fliqs_jax.formats import parse_format
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
 
-# (site, storage bits of a weight, storage bits of an input element) -> cost, which is
-# finite and not negative. Any such function can be searched with.
-SiteCost = Callable[[Site, int, int], int | float]
+
+@dataclasses.dataclass(frozen=True)
+class FormatCost:
+    """A site cost that has to know the formats, where widths do not tell enough.
+
+    int8 and e4m3 share a width, but seldom a speed; int16 has scales, bf16 has none. A
+    cost that widths do describe is a plain function; both kinds are a `SiteCost`.
+    """
+
+    # (site, name of the weights' format, name of the input's) -> cost, which is finite
+    # and not negative.
+    function: Callable[[Site, str, str], int | float]
+
+
+# Either the above or (site, storage bits of a weight, storage bits of an input element)
+# -> cost, which is finite and not negative. Any of them can be searched with.
+SiteCost = Callable[[Site, int, int], int | float] | FormatCost
 
 
 @functools.lru_cache(maxsize=1024)
@@ -30,24 +45,52 @@ def storage_bits(name: str) -> int:
     return int(parse_format(name).storage_bits)
 
 
+def site_price(
+    site_cost: SiteCost, site: Site, weights: str, activations: str
+) -> int | float:
+    """Returns the cost of one site at two named formats.
+
+    Args:
+      site_cost: of widths or of formats.
+      site: the site.
+      weights: format name of the weights.
+      activations: format name of the site's input.
+
+    Raises:
+      ValueError: if a name is unknown, or the cost refuses the site or a format.
+
+    Example:
+      >>> site = Site(path="Dense_0", op="dense", weight_shape=(4, 2), macs=8,
+      ...     weight_count=8, input_size=4, output_size=2, calls=1)
+      >>> site_price(lambda site, w, a: site.macs * w * a, site, "int4", "e4m3")
+      256
+      >>> whole = FormatCost(lambda site, w, a: site.macs if w.startswith("int") else 0)
+      >>> site_price(whole, site, "int8", "int8"), site_price(whole, site, "e4m3", "int8")
+      (8, 0)
+    """
+    if isinstance(site_cost, FormatCost):
+        return site_cost.function(site, weights, activations)
+    return site_cost(site, storage_bits(weights), storage_bits(activations))
+
+
 def policy_cost(
     site_cost: SiteCost, sites: Sequence[Site], policy: Policy
 ) -> int | float:
     r"""Returns the cost of a policy.
 
-    .. math:: C = \sum_s c(s, b_{w,s}, b_{a,s})
+    .. math:: C = \sum_s c(s, f_{w,s}, f_{a,s})
 
     Args:
       site_cost: c, for example `site_bops`, or one of your own.
       sites: the network's sites.
-      policy: formats of every site; only their storage bits count.
+      policy: formats of every site.
 
     Returns:
       C, an exact int where `site_cost` returns ints.
 
     Raises:
-      ValueError: if the policy does not fit the sites.
+      ValueError: if the policy does not fit the sites, or the cost refuses a site or a
+        format.
     """
     policy.check(sites)
-    bits = {site.path: map(storage_bits, policy[site.path]) for site in sites}
-    return sum(site_cost(site, *bits[site.path]) for site in sites)
+    return sum(site_price(site_cost, site, *policy[site.path]) for site in sites)

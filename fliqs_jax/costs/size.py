@@ -1,32 +1,76 @@
-"""Storage costs: bits of the weights, and mean widths.
+"""Storage costs: bits of the weights, with or without scales, and mean widths.
 
 Of the sites' weights only: biases, normalisation and embeddings are not quantized and
 not counted.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
-from fliqs_jax.costs.policy_cost import policy_cost
+from fliqs_jax.costs.policy_cost import FormatCost, policy_cost, storage_bits
+from fliqs_jax.formats import parse_format
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
 
 
-def site_size(
-    site: Site, weight_bits: int, activation_bits: int, *, scale_bits: int = 0
-) -> int:
-    """Returns the storage bits of one site's weights.
+def site_size(site: Site, weight_bits: int, activation_bits: int) -> int:
+    """Returns the storage bits of one site's weights, their scales aside."""
+    return site.weight_count * weight_bits
+
+
+def make_site_storage(
+    *, scale_bits: int = 32, per_channel: bool = True, block_size: int | None = None
+) -> FormatCost:
+    r"""Returns the storage bits of a site's weights with their scales, as a cost.
+
+    .. math:: n \, b_w + k \, b_s
+
+    The number k of scales is that of the output channels; with `per_channel=False` that
+    of the weight tensors; with blocks, for each channel, that of the blocks that its
+    weights fill, the last one perhaps in part. Formats that need no scale (fp16, bf16,
+    fp32 and others of eight exponent bits) have none.
 
     Args:
-      site: the site.
-      weight_bits: bits of a weight.
-      activation_bits: ignored; inputs are not stored.
-      scale_bits: bits of one scale. One is counted for each output channel, and none
-        from 16 bits on, as fp16, bf16 and fp32 need none. 0 counts the weights alone.
+      scale_bits: b_s, bits of one scale: 32 for a float32, 8 for the power of two of an
+        MX block.
+      per_channel: whether each output channel has a scale of its own.
+      block_size: weights that share a scale along the contraction (32 in MX); None is
+        no blocks.
+
+    Raises:
+      ValueError: if `scale_bits` is negative, or blocks are empty or meant to span
+        channels.
+
+    Reference:
+      OCP Microscaling Formats (MX) Specification 1.0, section 5.2 (blocks of 32)
+
+    Example:
+      >>> site = Site(path="Dense_0", op="dense", weight_shape=(40, 2), macs=80,
+      ...     weight_count=80, input_size=40, output_size=2, calls=1)
+      >>> make_site_storage().function(site, "int4", "int8")  # 80 x 4 + 2 x 32
+      384
+      >>> mx = make_site_storage(scale_bits=8, block_size=32)
+      >>> mx.function(site, "e2m1", "e2m1")  # 40 weights a channel: 2 blocks
+      352
     """
-    scales = _channels(site) if weight_bits < 16 else 0
-    return site.weight_count * weight_bits + scales * scale_bits
+    if scale_bits < 0:
+        raise ValueError(f"scale_bits must be 0 or more, got {scale_bits}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be None or at least 1, got {block_size}")
+    if block_size is not None and not per_channel:
+        raise ValueError(
+            "per_channel=False and block_size exclude each other: drop one"
+        )
+
+    def site_storage(site: Site, weights: str, activations: str) -> int:
+        scales = 0
+        if parse_format(weights).needs_scale:
+            scales = _channels(site) if per_channel else max(len(site.weights), 1)
+        if block_size is not None:
+            scales *= -(-site.weight_count // (_channels(site) * block_size))
+        return site.weight_count * storage_bits(weights) + scales * scale_bits
+
+    return FormatCost(site_storage)
 
 
 def _channels(site: Site) -> int:
@@ -47,7 +91,8 @@ def model_bits(sites: Sequence[Site], policy: Policy, *, scale_bits: int = 0) ->
     Args:
       sites: the network's sites, from `find_sites`.
       policy: formats of every site.
-      scale_bits: bits of one scale per output channel; see `site_size`.
+      scale_bits: bits of one scale per output channel, 0 for the weights alone. Other
+        scales are counted by `make_site_storage`.
 
     Raises:
       ValueError: if the policy does not fit the sites or `scale_bits` is negative.
@@ -59,10 +104,7 @@ def model_bits(sites: Sequence[Site], policy: Policy, *, scale_bits: int = 0) ->
       >>> model_bits([site], policy), model_bits([site], policy, scale_bits=32)
       (32, 96)
     """
-    if scale_bits < 0:
-        raise ValueError(f"scale_bits must be 0 or more, got {scale_bits}")
-    cost = functools.partial(site_size, scale_bits=scale_bits)
-    return policy_cost(cost, sites, policy)
+    return policy_cost(make_site_storage(scale_bits=scale_bits), sites, policy)
 
 
 def average_bits(sites: Sequence[Site], policy: Policy) -> float:

@@ -100,8 +100,8 @@ def cost_meaning(run: Run) -> str:
     meanings = {
         "bops": "Cost: bit operations per example, the sum over sites of MACs x weight "
         "bits x input bits,",
-        "size": "Cost: bits that the weights take in storage,",
-        "latency": "Cost: the time that the device model gives for one example,",
+        "size": "Cost: bits that the weights and their scales take in storage,",
+        "latency": "Cost: the time that the device model, or a measured table, gives,",
     }
     start = meanings.get(run.config.cost, f"Cost: {run.config.cost},")
     return f"{start} divided by that of {run.config.cost_reference} everywhere."

@@ -143,8 +143,9 @@ def cost_share(
 ) -> dict[str, float]:
     """Returns each site's share of the policy's cost, 0 to 1, by site path.
 
-    BOPs of a site are MACs x weight bits x input bits, its size is weights x bits. The
-    share of a latency needs the device, so bit operations stand in for it.
+    BOPs of a site are MACs x weight bits x input bits, its size is weights x bits, the
+    few scales aside. The share of a latency needs the device, so bit operations stand
+    in for it.
     """
     prices = {}
     for site in sites:
