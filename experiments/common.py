@@ -4,8 +4,10 @@ The only place, with the launchers themselves, where text becomes objects.
 """
 
 import dataclasses
+import hashlib
 import importlib
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -166,7 +168,16 @@ def run_config() -> dict[str, Any]:
             "name": FLAGS.model if by_name else None,
             "options": model_options(),
         },
+        **_table_identity(),
     }
+
+
+def _table_identity() -> dict[str, str]:
+    """What tells that a latency table is no longer the one a run was started with."""
+    if FLAGS.latency_table is None:
+        return {}
+    content = pathlib.Path(FLAGS.latency_table).read_bytes()
+    return {"latency_table_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _launcher() -> str:

@@ -178,42 +178,51 @@ def print_findings(
         same = row.weights == row.activations and row.batch_size == batch_size
         if same and row.contraction in sites and row.weights in found:
             found[row.weights][row.contraction] = row
-    float32 = {c: row.latency_s for c, row in found.pop("fp32").items()}
-    ratios = {
+    float32 = {what: row for what, row in found.pop("fp32").items() if row.latency_s}
+    verdicts = {
         name: {
-            contraction: row.latency_s / float32[contraction]
-            for contraction, row in rows.items()
-            if row.latency_s and float32.get(contraction)
+            what: _verdict(row, float32[what])
+            for what, row in rows.items()
+            if row.latency_s and what in float32
         }
         for name, rows in found.items()
     }
-    shown = [name for name in ratios if ratios[name]]
-    print(f"\nlatency / that of fp32, batch {batch_size}; ! is slower")
-    print(f"{'site, weights':28} {'fp32':>10}" + "".join(f"{x:>7} " for x in shown))
-    for contraction, latency_s in float32.items():
-        label = f"{sites[contraction]} {shape_text(contraction.weight_shape)}"
-        line = f"{label[-28:]:28} {1e3 * (latency_s or 0):7.3f} ms"
+    shown = [name for name in verdicts if verdicts[name]]
+    print(f"\nlatency / that of fp32, batch {batch_size}")
+    print("! slower   ? slower, but their interquartile ranges overlap")
+    print(f"{'site, weights':24} {'fp32, ms':>9}" + "".join(f"{x:>7} " for x in shown))
+    for what, row in float32.items():
+        label = f"{sites[what]} {shape_text(what.weight_shape)}"
+        line = f"{label[-24:]:24} {1e3 * row.latency_s:9.3f}"
         for name in shown:
-            ratio = ratios[name].get(contraction)
-            text = "-" if ratio is None else f"{ratio:.2f}"
-            line += f"{text:>7}{'!' if (ratio or 0) > LARGER else ' '}"
+            ratio, mark = verdicts[name].get(what, (None, " "))
+            line += f"{'-' if ratio is None else f'{ratio:.2f}':>7}{mark}"
         print(line)
     for name, rows in found.items():
         refused = [row.remark for row in rows.values() if row.latency_s is None]
         if refused:
             print(f"{name}: {len(refused)} of {len(rows)} {refused[0]}"[:79])
         if name in shown:
-            slower = sum(ratio > LARGER for ratio in ratios[name].values())
-            done = [row.executed_as or "?" for row in rows.values() if row.latency_s]
-            types = collections.Counter(done).most_common()
-            listed = ", ".join(f"{kind} ({count})" for kind, count in types)
-            verdict = "SLOWER" if slower else "slower"
-            print(
-                f"{name}: {verdict} than fp32 in {slower} of {len(ratios[name])};"
-                f" operands of the compiled contraction: {listed}"
+            marks = collections.Counter(mark for _, mark in verdicts[name].values())
+            types = collections.Counter(
+                row.executed_as or "unknown" for row in rows.values() if row.latency_s
             )
-    spread = max((row.spread for rows in found.values() for row in rows.values()))
-    print(f"largest spread {spread:.2f}: ratios nearer to 1 than that are noise")
+            computed = ", ".join(f"{kind} ({n})" for kind, n in types.most_common())
+            verdict = "SLOWER" if marks["!"] else "slower"
+            perhaps = f", perhaps {marks['?']} more" if marks["?"] else ""
+            print(
+                f"{name}: {verdict} than fp32 in {marks['!']} of {marks.total()}"
+                f"{perhaps}; computed in {computed}"
+            )
+
+
+def _verdict(row: Measurement, float32: Measurement) -> tuple[float, str]:
+    """Returns the ratio of the latencies, and its mark in the table."""
+    ratio = row.latency_s / float32.latency_s
+    noise = 0.5 * (ratio * row.spread + float32.spread)
+    if ratio <= LARGER:
+        return ratio, " "
+    return ratio, "!" if ratio > 1.0 + noise else "?"
 
 
 def main() -> None:

@@ -170,10 +170,8 @@ class LatencyTable:
                             f" {next(iter(devices))!r}: one device a file"
                         )
             except (ValueError, csv.Error) as error:
-                line = reader.line_num
-                raise ValueError(
-                    f"latency table {file}, line {line}: {error}"
-                ) from None
+                where = f"latency table {file}, line {reader.line_num}"
+                raise ValueError(f"{where}: {error}") from None
         if not any(row.latency_s for _, row in rows.values()):
             raise ValueError(f"latency table {file} has no measured row")
         measured = tuple(row for _, row in rows.values())

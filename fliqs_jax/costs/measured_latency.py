@@ -1,4 +1,4 @@
-"""Latency looked up in a measured table: which row prices a site, and what lies between.
+"""Latency from a measured table: which row prices a site, and what lies between.
 
 What a row means and how it is stored is in `latency_table`; the latency that data
 sheets promise is in `latency`. Only contractions are timed: rounding inputs, scales and
@@ -61,7 +61,7 @@ def make_table_latency(
       >>> from fliqs_jax.costs.latency_table import Measurement
       >>> rows = [Measurement(contraction=Contraction(op="dense", weight_shape=(n, n),
       ...     input_size=n, output_size=n, macs=n * n), batch_size=1, weights="int8",
-      ...     activations="int8", latency_s=time) for n, time in [(10, 1.0), (1000, 4.0)]]
+      ...     activations="int8", latency_s=s) for n, s in [(10, 1.0), (1000, 4.0)]]
       >>> cost = make_table_latency(LatencyTable("chip", tuple(rows)))
       >>> site = Site(path="Dense_0", op="dense", weight_shape=(100, 100), macs=10000,
       ...     weight_count=10000, input_size=100, output_size=100)
@@ -79,9 +79,7 @@ def make_table_latency(
             refused.add((what, pair))
         else:
             measured.setdefault(what.op, {}).setdefault(pair, {})[what] = row.latency_s
-    where = (
-        f"latency table {table.source} (device {table.device!r}, batch {batch_size})"
-    )
+    where = f"latency table {table.source} ({table.device!r}, batch {batch_size})"
 
     @functools.cache
     def executed(asked: Contraction, weights: str, activations: str) -> _Pair | None:

@@ -64,9 +64,9 @@ def site_price(
       ...     weight_count=8, input_size=4, output_size=2, calls=1)
       >>> site_price(lambda site, w, a: site.macs * w * a, site, "int4", "e4m3")
       256
-      >>> whole = FormatCost(lambda site, w, a: site.macs if w.startswith("int") else 0)
-      >>> site_price(whole, site, "int8", "int8"), site_price(whole, site, "e4m3", "int8")
-      (8, 0)
+      >>> float_units = FormatCost(lambda site, w, a: site.macs * (w == "e4m3"))
+      >>> [site_price(float_units, site, w, "int8") for w in ("e4m3", "int8")]
+      [8, 0]
     """
     if isinstance(site_cost, FormatCost):
         return site_cost.function(site, weights, activations)

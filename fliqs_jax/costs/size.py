@@ -58,9 +58,7 @@ def make_site_storage(
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be None or at least 1, got {block_size}")
     if block_size is not None and not per_channel:
-        raise ValueError(
-            "per_channel=False and block_size exclude each other: drop one"
-        )
+        raise ValueError("block_size divides channels: drop it, or per_channel=False")
 
     def site_storage(site: Site, weights: str, activations: str) -> int:
         scales = 0
