@@ -160,9 +160,9 @@ def _holds(wide: str, narrow: str) -> bool:
     if _is_integer(outer):
         return _is_integer(inner) and storage_bits(narrow) <= storage_bits(wide)
     if _is_integer(inner):
-        return storage_bits(narrow) <= outer.mantissa_bits + 1
+        return storage_bits(narrow) <= int(outer.mantissa_bits) + 1
     fits = _exponent_bits(inner) <= _exponent_bits(outer)
-    return bool(fits and inner.mantissa_bits <= outer.mantissa_bits)
+    return fits and int(inner.mantissa_bits) <= int(outer.mantissa_bits)
 
 
 def _is_integer(fmt: Format) -> bool:

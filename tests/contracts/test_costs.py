@@ -1,6 +1,5 @@
 """What every cost keeps to: hand counts, additivity, monotony, and its table."""
 
-import functools
 import itertools
 
 import jax
@@ -10,12 +9,18 @@ import pytest
 
 from fliqs_jax.costs import (
     DEVICES,
+    Contraction,
     Device,
+    LatencyTable,
+    Measurement,
     cost_table,
     make_site_latency,
+    make_site_storage,
+    make_table_latency,
     policy_cost,
     site_bops,
     site_linear_ops,
+    site_price,
     site_size,
 )
 from fliqs_jax.policy import Policy
@@ -55,16 +60,35 @@ SITES = (CONV, DENSE, HEAD)
 CHIP = Device(
     name="chip", ops_per_second={8: 1000.0, 16: 500.0, 32: 250.0}, bytes_per_second=80.0
 )
-# cost function -> by hand for CONV (5400 MACs, 216 weights, 100 in, 150 out) at 4-bit
-# weights and 8-bit inputs
+# For a batch of 2; narrower is quicker here, so that latency is monotone.
+SECONDS_PER_MAC = {"int8": 2.0, "e4m3": 3.0, "bf16": 4.0, "fp32": 7.0}
+MEASURED = LatencyTable(
+    "chip",
+    tuple(
+        Measurement(
+            contraction=Contraction.of(site),
+            batch_size=2,
+            weights=name,
+            activations=name,
+            latency_s=seconds * site.macs,
+        )
+        for site in SITES
+        for name, seconds in SECONDS_PER_MAC.items()
+    ),
+)
+# cost function -> by hand for CONV (5400 MACs, 216 weights, 100 in, 150 out, 6
+# channels of 36 weights) at int4 weights and int8 inputs
 COSTS = {
     "bops": (site_bops, 5400 * 4 * 8),
     "linear ops": (site_linear_ops, 5400 * 8),
     "size": (site_size, 216 * 4),
-    "size with scales": (
-        functools.partial(site_size, scale_bits=32),
-        216 * 4 + 6 * 32,
+    "size with scales": (make_site_storage(), 216 * 4 + 6 * 32),
+    "size with a scale a tensor": (make_site_storage(per_channel=False), 216 * 4 + 32),
+    "size with MX scales": (
+        make_site_storage(scale_bits=8, block_size=32),
+        216 * 4 + 6 * 2 * 8,
     ),
+    "latency, measured": (make_table_latency(MEASURED), 2.0 * 5400),
     # 10.8 s of arithmetic against (108 + 250) / 80 = 4.475 s of traffic.
     "latency, compute bound": (make_site_latency(CHIP), 10.8),
     # 128 inputs on the 2-core roofline: (108 + 128 * 250) bytes at 51.2 GB/s.
@@ -103,13 +127,18 @@ every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 @pytest.mark.parametrize(("site_cost", "expected"), COSTS.values(), ids=COSTS)
 def test_hand_count(site_cost, expected):
-    assert site_cost(CONV, 4, 8) == pytest.approx(expected, rel=1e-12)
+    price = site_price(site_cost, CONV, "int4", "int8")
+    assert price == pytest.approx(expected, rel=1e-12)
 
 
 @every_cost
 def test_cost_adds_up_over_sites(site_cost):
     policy = Policy.uniform(SITES, "int4", "e4m3", pins={"head": "bf16"})
-    total = site_cost(CONV, 4, 8) + site_cost(DENSE, 4, 8) + site_cost(HEAD, 16, 16)
+    formats = [("int4", "e4m3"), ("int4", "e4m3"), ("bf16", "bf16")]
+    total = sum(
+        site_price(site_cost, site, *pair)
+        for site, pair in zip(SITES, formats, strict=True)
+    )
     assert policy_cost(site_cost, SITES, policy) == pytest.approx(total, rel=1e-12)
     parts = [
         policy_cost(site_cost, [site], Policy({site.path: policy[site.path]}))
@@ -118,16 +147,21 @@ def test_cost_adds_up_over_sites(site_cost):
     assert sum(parts) == pytest.approx(total, rel=1e-12)
 
 
+INTEGERS = [f"int{bits}" for bits in range(2, 17)]
+
+
 @every_cost
 def test_more_bits_never_cost_less(site_cost):
-    # With scales, 16-bit casts need none, so widths are compared within each kind.
-    for widths in (range(2, 16), (16, 32)):
-        for weight, wider in itertools.pairwise(widths):
-            for activation in widths:
-                cost = site_cost(DENSE, weight, activation)
-                assert cost <= site_cost(DENSE, wider, activation)
-    for activation, wider in itertools.pairwise((*range(2, 17), 32)):
-        assert site_cost(DENSE, 8, activation) <= site_cost(DENSE, 8, wider)
+    # Casts need no scales, so weights are compared within each kind.
+    inputs = [*INTEGERS, "fp32"]
+    for names in (INTEGERS, ["bf16", "fp32"], ["e2m1", "e4m3"]):
+        for weights, wider in itertools.pairwise(names):
+            for activations in inputs:
+                cost = site_price(site_cost, DENSE, weights, activations)
+                assert cost <= site_price(site_cost, DENSE, wider, activations)
+    for activations, wider in itertools.pairwise(inputs):
+        cost = site_price(site_cost, DENSE, "int8", activations)
+        assert cost <= site_price(site_cost, DENSE, "int8", wider)
 
 
 def every_options(space):
@@ -161,9 +195,10 @@ def test_expected_cost_is_the_mean_over_all_policies(site_cost, space):
 
 
 @every_space
-def test_gradient_of_the_expectation_is_the_price_of_each_option(space):
+@pytest.mark.parametrize("name", ["bops", "size with MX scales", "latency, measured"])
+def test_gradient_of_the_expectation_is_the_price_of_each_option(name, space):
     # dE/dp[l, k] = E[cost | option k at l], up to a constant of the decision.
-    table, options = cost_table(space, site_bops), every_options(space)
+    table, options = cost_table(space, COSTS[name][0]), every_options(space)
     shape = (space.num_decisions, space.num_options)
     probabilities = np.random.default_rng(1).dirichlet(np.ones(shape[1]), shape[0])
     gradient = jax.grad(table.expected)(jnp.asarray(probabilities, jnp.float32))

@@ -4,7 +4,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import pytest
 
-from fliqs_jax.costs import average_activation_bits, average_bits, model_bits
+from fliqs_jax.costs import (
+    average_activation_bits,
+    average_bits,
+    make_site_storage,
+    model_bits,
+    policy_cost,
+)
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site, find_sites
 
@@ -42,6 +48,47 @@ def test_scales_count_once_an_output_channel_and_not_for_casts():
     assert model_bits(SITES, policy, scale_bits=32) - without == 6 * 32
     with pytest.raises(ValueError, match="scale_bits must be 0 or more, got -1"):
         model_bits(SITES, policy, scale_bits=-1)
+
+
+# Conv_0: 216 weights, 36 in each of 6 channels. Dense_0: 1500, 150 in each of 10.
+@pytest.mark.parametrize(
+    ("scales", "conv", "dense"),
+    [
+        (dict(), 6 * 32, 10 * 32),  # a float32 a channel
+        (dict(per_channel=False), 32, 32),
+        (dict(scale_bits=16), 6 * 16, 10 * 16),
+        (dict(scale_bits=8, block_size=32), 6 * 2 * 8, 10 * 5 * 8),  # MX
+        (dict(scale_bits=8, block_size=50), 6 * 1 * 8, 10 * 3 * 8),
+    ],
+)
+def test_stored_scales_by_hand(scales, conv, dense):
+    cost = make_site_storage(**scales)
+    assert cost.function(SITES[0], "int4", "bf16") == 216 * 4 + conv
+    assert policy_cost(cost, SITES, MIXED) == 216 * 8 + 1500 * 2 + conv + dense
+
+
+def test_a_scale_is_stored_where_the_format_needs_one_whatever_its_width():
+    cost = make_site_storage()
+    for name in ("bf16", "fp16", "fp32", "e8m3"):
+        bits = cost.function(SITES[1], name, name) // 1500
+        assert cost.function(SITES[1], name, name) == 1500 * bits
+    assert cost.function(SITES[1], "int16", "int16") == 1500 * 16 + 320
+    assert cost.function(SITES[1], "e2m1", "e2m1") == 1500 * 4 + 320
+    policy = Policy.uniform(SITES, "int16")
+    assert model_bits(SITES, policy, scale_bits=32) == 1716 * 16 + 16 * 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(scale_bits=-8), "scale_bits must be 0 or more, got -8"),
+        (dict(block_size=0), "block_size must be None or at least 1, got 0"),
+        (dict(block_size=32, per_channel=False), "block_size divides channels"),
+    ],
+)
+def test_impossible_scales_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_site_storage(**arguments)
 
 
 def test_output_channels_are_all_axes_that_the_layer_does_not_sum_over():

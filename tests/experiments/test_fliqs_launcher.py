@@ -14,7 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import fliqs_jax as fq
-from experiments import evaluate, fliqs
+from experiments import common, evaluate, fliqs
+from fliqs_jax import costs
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.metrics import read_metrics
 
@@ -173,6 +174,9 @@ def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tmp_pat
         ("--form=published", "policy_every|published"),
         ("--warmup_fraction=1.5", "warmup_fraction"),
         ("--dataset=mnist", "data_dir|download"),
+        ("--device=h100", "--device has no meaning for --cost=bops: drop it, or add"),
+        ("--latency_table=t.csv", "--latency_table has no meaning for --cost=bops"),
+        ("--latency_batch_size=2", "--latency_batch_size has no meaning"),
     ],
 )
 def test_a_mistake_is_refused_before_training(changed, message, tmp_path):
@@ -182,6 +186,100 @@ def test_a_mistake_is_refused_before_training(changed, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         launch(fliqs, *arguments)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--device=abacus",), "--device=abacus: use one of tpu_v4"),
+        (("--device=h100", "--latency_table=t.csv"), "exclude each other"),
+        (("--latency_table=nowhere.csv",), "nowhere.csv"),
+    ],
+)
+def test_latency_of_nothing_known_is_refused(given, message, tmp_path):
+    arguments = [*SMALL, f"--workdir={tmp_path / 'run'}", "--cost=latency", *given]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(fliqs, *arguments)
+
+
+SITE = fq.Site(
+    path="Dense_0",
+    op="dense",
+    weight_shape=(100, 10),
+    macs=1000,
+    weight_count=1000,
+    input_size=100,
+    output_size=10,
+)
+
+
+def price(*arguments, per_channel=True):
+    """Returns the price of the site, int4 weights and int8 inputs, under the flags."""
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["launcher", *arguments])
+        cost = common.site_cost(per_channel=per_channel)
+    return costs.site_price(cost, SITE, "int4", "int8")
+
+
+def save_table(path, sites, seconds, batch_size=4):
+    """Writes a table in which every site takes as long, by format."""
+    rows = [
+        costs.Measurement(
+            contraction=costs.Contraction.of(site),
+            batch_size=batch_size,
+            weights=name,
+            activations=name,
+            latency_s=latency_s,
+        )
+        for site in sites
+        for name, latency_s in seconds.items()
+    ]
+    costs.LatencyTable("chip", tuple(rows)).save(path)
+
+
+def test_cost_flags_by_hand():
+    assert price() == price("--cost=bops") == 1000 * 4 * 8
+    assert price("--cost=size") == 1000 * 4 + 10 * 32
+    assert price("--cost=size", per_channel=False) == 1000 * 4 + 32
+    # 500 bytes of weights and 110 an example of activations at 51.2e9 a second, against
+    # 2 operations a MAC at 192e9: the latter from two examples on.
+    assert price("--cost=latency") == pytest.approx(610 / 51.2e9)
+    batch = "--latency_batch_size=16"
+    assert price("--cost=latency", batch) == pytest.approx(16 * 2000 / 192e9)
+    assert price("--cost=latency", "--device=h100") == pytest.approx(610 / 3.35e12)
+
+
+def test_latency_table_flag_reads_the_file(tmp_path):
+    table = tmp_path / "chip.csv"
+    save_table(table, [SITE], {"int8": 0.25, "fp32": 0.5})
+    flag = f"--latency_table={table}"
+    assert price("--cost=latency", flag) == 0.25
+    assert price("--cost=latency", flag, "--latency_batch_size=4") == 0.25
+    with pytest.raises(ValueError, match="batch_size must be one of .*, 4, got 1"):
+        price("--cost=latency", flag, "--latency_batch_size=1")
+
+
+@pytest.mark.slow
+def test_search_by_a_measured_table(tmp_path):
+    model = fq.create_model("lenet300")
+    sites = fq.find_sites(model, jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32))
+    table = tmp_path / "chip.csv"
+    save_table(table, sites, {"int8": 1.0, "bf16": 3.0})
+    arguments = [*SMALL, "--steps=20", "--evaluate_every=0", "--formats=int4,bf16"]
+    arguments += ["--cost=latency", f"--latency_table={table}", "--cost_target=1.7"]
+    arguments.append(f"--workdir={tmp_path / 'run'}")
+    launch(fliqs, *arguments)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["cost_of_reference"] == 3.0  # int8 three times
+    assert summary["cost"] in (3.0, 5.0)  # at most one of three layers in bf16
+    policy = fq.Policy.load(tmp_path / "run" / "policy.json")
+    names = [pair[0] for pair in policy.values()]
+    assert summary["cost"] == 3.0 + 2.0 * names.count("bf16")
+    # Another content under the same name is another run.
+    save_table(table, sites, {"int8": 1.0, "bf16": 3.1})
+    with pytest.raises(ValueError, match="latency_table_sha256"):
+        launch(fliqs, *arguments)
 
 
 def test_another_runs_workdir_is_refused_naming_the_setting(finished):
