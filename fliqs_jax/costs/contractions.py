@@ -20,7 +20,7 @@ from jax import lax
 
 from fliqs_jax.costs.latency_table import Contraction
 from fliqs_jax.site_types import SiteCall, site_type_of
-from fliqs_jax.sites import first_input, site_path
+from fliqs_jax.sites import find_sites, first_input, site_path
 
 # format -> (type of both operands, type that products are summed in)
 OPERANDS: Mapping[str, tuple[Any, Any]] = {
@@ -122,7 +122,8 @@ def find_contractions(
     """Finds the different contractions of a linen model, in the order of its layers.
 
     Nothing is computed. A site whose layer is not exactly one dot product or
-    convolution (a layer class of your own, say) cannot be timed alone.
+    convolution (a layer class of your own, say) cannot be timed alone. A layer under
+    `nn.vmap` is taken as it sees itself, without the mapped axis.
 
     Args:
       model: a `flax.linen.Module`.
@@ -133,6 +134,9 @@ def find_contractions(
     Returns:
       The contractions; and, for the paths of sites left out, the reason.
 
+    Raises:
+      TypeError, ValueError: as `find_sites`, for what is no model or has no site.
+
     Example:
       >>> image = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
       >>> (program,), left_out = find_contractions(nn.Conv(16, (3, 3)), image)
@@ -141,6 +145,7 @@ def find_contractions(
       >>> program.compile("int8").operands[0].dtype
       dtype('int8')
     """
+    find_sites(model, *args, **kwargs)
     batch = next(x.shape[0] for x in jax.tree.leaves((args, kwargs)) if _is_array(x))
     layers: dict[tuple, tuple] = {}
 

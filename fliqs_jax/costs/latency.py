@@ -1,7 +1,7 @@
 """Roofline latency: what a device's peak arithmetic and memory bandwidth allow.
 
 A lower bound that ranks policies, not a prediction: kernels miss the roof, and sites
-may overlap. A table measured on the device is a site cost function like any other.
+may overlap. What was measured on a device is priced by `measured_latency`.
 """
 
 import dataclasses

@@ -22,6 +22,8 @@ from fliqs_jax.costs import (
     SiteCost,
     check_feasible,
     cost_table,
+    make_site_storage,
+    policy_cost,
     site_bops,
     storage_bits,
 )
@@ -261,6 +263,7 @@ def search_formats(
         price = costs.exact_cost(searcher.current_options(state))
         result = evaluator.test(state, formats)
         uniform = _uniform_policies(searcher, evaluator, state)
+        storage = make_site_storage(per_channel=fliqs.per_channel)
         undecided = float(entropy(state.controller.logits)) if searching else None
         save_network(folder, state, formats, classifier)
         summary = {
@@ -270,6 +273,7 @@ def search_formats(
             "cost_target": target,
             "cost_ratio": price / target,
             "cost_of_reference": reference,
+            "size_bits": policy_cost(storage, space.sites, policy),
             "steps": job.steps,
             "entropy": undecided,
             "seed": job.seed,

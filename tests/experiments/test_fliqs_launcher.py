@@ -78,6 +78,17 @@ def test_summary_cost_is_that_of_the_policy_on_disk(finished):
     assert summary["cost_target"] == pytest.approx(0.3 * reference)
 
 
+def test_summary_size_counts_weights_and_a_float32_scale_a_channel(finished):
+    policy = fq.Policy.load(finished / "policy.json")
+    layers = zip(policy.values(), [(64, 300), (300, 100), (100, 10)], strict=True)
+    expected = sum(
+        outputs * (inputs * int(weights.removeprefix("int")) + 32)
+        for (weights, _), (inputs, outputs) in layers
+    )
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["size_bits"] == expected
+
+
 def test_evaluate_gives_the_accuracy_of_the_summary(finished, capsys):
     launch(evaluate, f"--workdir={finished}")
     result = json.loads(capsys.readouterr().out)
