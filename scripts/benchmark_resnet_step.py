@@ -21,7 +21,7 @@ from jax import lax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from fliqs_jax.models import create_model, resnet
+from fliqs_jax.models import cifar_resnet, create_model
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
 
@@ -72,8 +72,8 @@ def main() -> None:
         for label, (convolution, norm) in LAYERS.items():
             # The networks have no field for their layers; tracing looks them up here.
             with (
-                mock.patch.object(resnet, "convolve", convolution),
-                mock.patch.object(resnet, "BatchNorm", norm),
+                mock.patch.object(cifar_resnet, "convolve", convolution),
+                mock.patch.object(cifar_resnet, "BatchNorm", norm),
             ):
                 steps[label], states[label] = make_step(name, images, labels)
         for _ in range(ROUNDS + 2):

@@ -9,7 +9,9 @@ from fliqs_jax.costs.operations import bops, linear_ops, site_bops, site_linear_
 from fliqs_jax.costs.policy_cost import (
     FormatCost,
     SiteCost,
+    SiteFilter,
     policy_cost,
+    site_cost_where,
     site_price,
     storage_bits,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "LatencyTable",
     "Measurement",
     "SiteCost",
+    "SiteFilter",
     "average_activation_bits",
     "average_bits",
     "bops",
@@ -47,6 +50,7 @@ __all__ = [
     "policy_cost",
     "random_policies_of_equal_cost",
     "site_bops",
+    "site_cost_where",
     "site_linear_ops",
     "site_price",
     "site_size",

@@ -7,7 +7,7 @@ may overlap. What was measured on a device is priced by `measured_latency`.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from fliqs_jax.costs.policy_cost import SiteCost, policy_cost
+from fliqs_jax.costs.policy_cost import SiteCost, SiteFilter, policy_cost
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
 
@@ -137,7 +137,12 @@ def make_site_latency(device: Device, *, batch_size: int = 1) -> SiteCost:
 
 
 def latency_s(
-    sites: Sequence[Site], policy: Policy, device: Device, *, batch_size: int = 1
+    sites: Sequence[Site],
+    policy: Policy,
+    device: Device,
+    *,
+    batch_size: int = 1,
+    where: SiteFilter | None = None,
 ) -> float:
     """Returns the roofline latency of a batch in seconds, summed over the sites.
 
@@ -146,10 +151,11 @@ def latency_s(
       policy: formats of every site.
       device: one of `DEVICES`, or your own.
       batch_size: examples computed at once.
+      where: true for the sites to count, as in `bops`; None counts all.
 
     Raises:
-      ValueError: if the policy does not fit the sites, or the device has no width for
-        one of its formats.
+      ValueError: if the policy does not fit the sites, `where` is true for none, or the
+        device has no width for one of the formats.
 
     Example:
       >>> site = Site(path="Dense_0", op="dense", weight_shape=(4, 2), macs=8,
@@ -159,4 +165,4 @@ def latency_s(
       4.0
     """
     site_cost = make_site_latency(device, batch_size=batch_size)
-    return policy_cost(site_cost, sites, policy)
+    return policy_cost(site_cost, sites, policy, where=where)

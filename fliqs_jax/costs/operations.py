@@ -5,7 +5,7 @@ Per example and forward pass; contractions with weights only, nothing else is co
 
 from collections.abc import Sequence
 
-from fliqs_jax.costs.policy_cost import policy_cost
+from fliqs_jax.costs.policy_cost import SiteFilter, policy_cost
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
 
@@ -24,7 +24,9 @@ def site_linear_ops(site: Site, weight_bits: int, activation_bits: int) -> int:
     return site.macs * next(width for width in _WIDTHS if bits <= width)
 
 
-def bops(sites: Sequence[Site], policy: Policy) -> int:
+def bops(
+    sites: Sequence[Site], policy: Policy, *, where: SiteFilter | None = None
+) -> int:
     r"""Returns the bit operations of one example, an exact int.
 
     .. math:: \sum_s \mathrm{MACs}_s \, b_{w,s} \, b_{a,s}
@@ -34,9 +36,12 @@ def bops(sites: Sequence[Site], policy: Policy) -> int:
     Args:
       sites: the network's sites, from `find_sites`.
       policy: formats of every site.
+      where: true for the sites to count, all by default. Published costs of
+        EfficientNets, for one, leave their squeeze-and-excite modules out:
+        `where=lambda site: "squeeze_excite" not in site.path`.
 
     Raises:
-      ValueError: if the policy does not fit the sites.
+      ValueError: if the policy does not fit the sites, or `where` is true for none.
 
     Reference:
       Dotzel et al., FLIQS, 2023 (quadratic cost), https://arxiv.org/abs/2308.03290
@@ -47,10 +52,12 @@ def bops(sites: Sequence[Site], policy: Policy) -> int:
       >>> bops([site], Policy.uniform([site], "int4", "int8"))
       256
     """
-    return policy_cost(site_bops, sites, policy)
+    return policy_cost(site_bops, sites, policy, where=where)
 
 
-def linear_ops(sites: Sequence[Site], policy: Policy) -> int:
+def linear_ops(
+    sites: Sequence[Site], policy: Policy, *, where: SiteFilter | None = None
+) -> int:
     r"""Returns MACs weighted by the width they run at, for one example, an exact int.
 
     .. math:: \sum_s \mathrm{MACs}_s \, \lceil \max(b_{w,s}, b_{a,s}) \rceil
@@ -61,9 +68,10 @@ def linear_ops(sites: Sequence[Site], policy: Policy) -> int:
     Args:
       sites: the network's sites, from `find_sites`.
       policy: formats of every site.
+      where: true for the sites to count, as in `bops`.
 
     Raises:
-      ValueError: if the policy does not fit the sites.
+      ValueError: if the policy does not fit the sites, or `where` is true for none.
 
     Example:
       >>> site = Site(path="Dense_0", op="dense", weight_shape=(4, 2), macs=8,
@@ -71,4 +79,4 @@ def linear_ops(sites: Sequence[Site], policy: Policy) -> int:
       >>> linear_ops([site], Policy.uniform([site], "int4", "int5"))
       64
     """
-    return policy_cost(site_linear_ops, sites, policy)
+    return policy_cost(site_linear_ops, sites, policy, where=where)

@@ -7,6 +7,7 @@ same site functions into arrays for a search.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fliqs_jax.formats import parse_format
 from fliqs_jax.policy import Policy
@@ -29,6 +30,8 @@ class FormatCost:
 # Either the above or (site, storage bits of a weight, storage bits of an input element)
 # -> cost, which is finite and not negative. Any of them can be searched with.
 SiteCost = Callable[[Site, int, int], int | float] | FormatCost
+# Which sites are priced: by their path, op, shape or size. The others cost nothing.
+SiteFilter = Callable[[Site], bool]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -73,8 +76,42 @@ def site_price(
     return site_cost(site, storage_bits(weights), storage_bits(activations))
 
 
+def site_cost_where(site_cost: SiteCost, where: SiteFilter) -> SiteCost:
+    r"""Returns a site cost function that prices only some of the sites.
+
+    .. math:: c'(s, b_w, b_a) = c(s, b_w, b_a) \, [\mathrm{where}(s)]
+
+    For a search whose cost leaves sites out: their formats are still decided, by the
+    quality alone. (To decide nothing there, pin them.)
+
+    Args:
+      site_cost: c, for example `site_bops`.
+      where: true for the sites to price; the others cost 0.
+
+    Example:
+      >>> site = Site(path="Block_0/squeeze_excite/reduce", op="dense",
+      ...     weight_shape=(4, 2), macs=8, weight_count=8, input_size=4, output_size=2)
+      >>> def macs(site, weight_bits, activation_bits):
+      ...     return site.macs
+      >>> site_cost_where(macs, lambda s: "squeeze_excite" not in s.path)(site, 4, 4)
+      0
+    """
+
+    if isinstance(site_cost, FormatCost):
+        return FormatCost(site_cost_where(site_cost.function, where))
+
+    def filtered(site: Site, weights: Any, activations: Any) -> int | float:
+        return site_cost(site, weights, activations) if where(site) else 0
+
+    return filtered
+
+
 def policy_cost(
-    site_cost: SiteCost, sites: Sequence[Site], policy: Policy
+    site_cost: SiteCost,
+    sites: Sequence[Site],
+    policy: Policy,
+    *,
+    where: SiteFilter | None = None,
 ) -> int | float:
     r"""Returns the cost of a policy.
 
@@ -84,13 +121,34 @@ def policy_cost(
       site_cost: c, for example `site_bops`, or one of your own.
       sites: the network's sites.
       policy: formats of every site.
+      where: true for the sites to count, such as all but those of squeeze-and-excite
+        modules: `lambda site: "squeeze_excite" not in site.path`. None counts all. The
+        policy has all sites in any case.
 
     Returns:
       C, an exact int where `site_cost` returns ints.
 
     Raises:
-      ValueError: if the policy does not fit the sites, or the cost refuses a site or a
-        format.
+      ValueError: if the policy does not fit the sites, the cost refuses a site or a
+        format, or `where` is true for none.
     """
     policy.check(sites)
-    return sum(site_price(site_cost, site, *policy[site.path]) for site in sites)
+    return sum(
+        site_price(site_cost, site, *policy[site.path])
+        for site in counted_sites(sites, where)
+    )
+
+
+def counted_sites(sites: Sequence[Site], where: SiteFilter | None) -> tuple[Site, ...]:
+    """Returns the sites for which `where` is true; all of them if it is None.
+
+    Raises:
+      ValueError: if there are sites, but none is left.
+    """
+    counted = tuple(site for site in sites if where is None or where(site))
+    if sites and not counted:
+        raise ValueError(
+            f"where is true for none of the {len(sites)} sites ({sites[0].path!r} to"
+            f" {sites[-1].path!r}): nothing would be counted"
+        )
+    return counted

@@ -7,7 +7,13 @@ not counted.
 import math
 from collections.abc import Sequence
 
-from fliqs_jax.costs.policy_cost import FormatCost, policy_cost, storage_bits
+from fliqs_jax.costs.policy_cost import (
+    FormatCost,
+    SiteFilter,
+    counted_sites,
+    policy_cost,
+    storage_bits,
+)
 from fliqs_jax.formats import parse_format
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
@@ -79,7 +85,13 @@ def _channels(site: Site) -> int:
     return math.prod(site.weight_shape[axis] for axis in axes if axis not in contracted)
 
 
-def model_bits(sites: Sequence[Site], policy: Policy, *, scale_bits: int = 0) -> int:
+def model_bits(
+    sites: Sequence[Site],
+    policy: Policy,
+    *,
+    scale_bits: int = 0,
+    where: SiteFilter | None = None,
+) -> int:
     r"""Returns the storage bits of all weights, an exact int.
 
     .. math:: \sum_s n_s \, b_{w,s}
@@ -91,9 +103,11 @@ def model_bits(sites: Sequence[Site], policy: Policy, *, scale_bits: int = 0) ->
       policy: formats of every site.
       scale_bits: bits of one scale per output channel, 0 for the weights alone. Other
         scales are counted by `make_site_storage`.
+      where: true for the sites to count, as in `bops`; None counts all.
 
     Raises:
-      ValueError: if the policy does not fit the sites or `scale_bits` is negative.
+      ValueError: if the policy does not fit the sites, `scale_bits` is negative, or
+        `where` is true for no site.
 
     Example:
       >>> site = Site(path="Dense_0", op="dense", weight_shape=(4, 2), macs=8,
@@ -102,10 +116,13 @@ def model_bits(sites: Sequence[Site], policy: Policy, *, scale_bits: int = 0) ->
       >>> model_bits([site], policy), model_bits([site], policy, scale_bits=32)
       (32, 96)
     """
-    return policy_cost(make_site_storage(scale_bits=scale_bits), sites, policy)
+    cost = make_site_storage(scale_bits=scale_bits)
+    return policy_cost(cost, sites, policy, where=where)
 
 
-def average_bits(sites: Sequence[Site], policy: Policy) -> float:
+def average_bits(
+    sites: Sequence[Site], policy: Policy, *, where: SiteFilter | None = None
+) -> float:
     r"""Returns the mean storage bits of a weight.
 
     .. math:: \sum_s n_s \, b_{w,s} / \sum_s n_s
@@ -113,15 +130,18 @@ def average_bits(sites: Sequence[Site], policy: Policy) -> float:
     Args:
       sites: the network's sites, from `find_sites`.
       policy: formats of every site.
+      where: true for the sites to count, as in `bops`; None counts all.
 
     Raises:
-      ValueError: if the policy does not fit the sites.
+      ValueError: if the policy does not fit the sites, or `where` is true for none.
     """
-    bits = model_bits(sites, policy)  # first: it refuses an empty network
-    return bits / sum(site.weight_count for site in sites)
+    bits = model_bits(sites, policy, where=where)  # first: it refuses an empty network
+    return bits / sum(site.weight_count for site in counted_sites(sites, where))
 
 
-def average_activation_bits(sites: Sequence[Site], policy: Policy) -> float:
+def average_activation_bits(
+    sites: Sequence[Site], policy: Policy, *, where: SiteFilter | None = None
+) -> float:
     r"""Returns the mean storage bits of an element of the sites' inputs.
 
     .. math:: \sum_s i_s \, b_{a,s} / \sum_s i_s
@@ -131,13 +151,15 @@ def average_activation_bits(sites: Sequence[Site], policy: Policy) -> float:
     Args:
       sites: the network's sites, from `find_sites`.
       policy: formats of every site.
+      where: true for the sites to count, as in `bops`; None counts all.
 
     Raises:
-      ValueError: if the policy does not fit the sites.
+      ValueError: if the policy does not fit the sites, or `where` is true for none.
     """
     bits = policy_cost(
         lambda site, _, activation_bits: site.input_size * activation_bits,
         sites,
         policy,
+        where=where,
     )
-    return bits / sum(site.input_size for site in sites)
+    return bits / sum(site.input_size for site in counted_sites(sites, where))

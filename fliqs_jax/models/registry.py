@@ -9,18 +9,46 @@ from collections.abc import Iterable
 
 import flax.linen as nn
 
+from fliqs_jax.models.cifar_resnet import CifarResNet
+from fliqs_jax.models.efficientnet import EfficientNet
+from fliqs_jax.models.imagenet_resnet import ImageNetResNet
+from fliqs_jax.models.inception_v3 import InceptionV3
 from fliqs_jax.models.lenet import LeNet5, LeNet300
-from fliqs_jax.models.resnet import ResNet
+from fliqs_jax.models.mobilenet_v2 import MobileNetV2
 from fliqs_jax.models.vit import ViT
 
-_MODELS: dict[str, tuple[type[nn.Module], dict]] = {
-    "lenet300": (LeNet300, {}),
-    "lenet5": (LeNet5, {}),
-    "resnet8": (ResNet, {"num_blocks": 1}),
-    "resnet20": (ResNet, {"num_blocks": 3}),
-    "resnet32": (ResNet, {"num_blocks": 5}),
-    "resnet56": (ResNet, {"num_blocks": 9}),
-    "vit_mini": (ViT, {}),
+_MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
+_VIT = {"patch_size": 16, "num_layers": 12, "num_heads": None, "class_token": True}
+_VIT |= {"num_classes": 1000}
+
+# Class, native input shape, fields.
+_MODELS: dict[str, tuple[type[nn.Module], tuple[int, int, int], dict]] = {
+    "lenet300": (LeNet300, _MNIST, {}),
+    "lenet5": (LeNet5, _MNIST, {}),
+    "resnet8": (CifarResNet, _CIFAR, {"num_blocks": 1}),
+    "resnet20": (CifarResNet, _CIFAR, {"num_blocks": 3}),
+    "resnet32": (CifarResNet, _CIFAR, {"num_blocks": 5}),
+    "resnet56": (CifarResNet, _CIFAR, {"num_blocks": 9}),
+    "vit_mini": (ViT, _CIFAR, {}),
+    "resnet18": (ImageNetResNet, _IMAGENET, {}),
+    "resnet50": (
+        ImageNetResNet,
+        _IMAGENET,
+        {"num_blocks": (3, 4, 6, 3), "bottleneck": True},
+    ),
+    "mobilenet_v2": (MobileNetV2, _IMAGENET, {}),
+    "efficientnet_b0": (EfficientNet, _IMAGENET, {}),
+    "efficientnet_b1": (EfficientNet, (240, 240, 3), {"depth": 1.1}),
+    "efficientnet_b2": (EfficientNet, (260, 260, 3), {"width": 1.1, "depth": 1.2}),
+    "efficientnet_b3": (EfficientNet, (300, 300, 3), {"width": 1.2, "depth": 1.4}),
+    "efficientnet_b4": (EfficientNet, (380, 380, 3), {"width": 1.4, "depth": 1.8}),
+    "inception_v3": (InceptionV3, (299, 299, 3), {}),
+    "vit_tiny": (ViT, _IMAGENET, {**_VIT, "dim": 192}),
+    "vit_small": (ViT, _IMAGENET, {**_VIT, "dim": 384}),
+    "vit_base": (ViT, _IMAGENET, {**_VIT, "dim": 768}),
+    "deit_tiny": (ViT, _IMAGENET, {**_VIT, "dim": 192}),
+    "deit_small": (ViT, _IMAGENET, {**_VIT, "dim": 384}),
+    "deit_base": (ViT, _IMAGENET, {**_VIT, "dim": 768}),
 }
 
 
@@ -34,7 +62,28 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(_MODELS))
 
 
-def create_model(name: str, *, num_classes: int = 10, **overrides) -> nn.Module:
+def input_shape(name: str) -> tuple[int, int, int]:
+    """Returns the (height, width, channels) that a network is made for.
+
+    Networks accept others too, unless their class says so; published costs and, of the
+    vision transformers, parameter counts are of this shape.
+
+    Args:
+      name: one of `model_names()`.
+
+    Raises:
+      ValueError: if the name is unknown.
+
+    Example:
+      >>> input_shape("efficientnet_b2")
+      (260, 260, 3)
+    """
+    return _entry(name)[1]
+
+
+def create_model(
+    name: str, *, num_classes: int | None = None, **overrides
+) -> nn.Module:
     """Returns the network of that name, with some of its fields replaced.
 
     Every network is called as `model.apply(variables, images, train=False)` on floats
@@ -42,7 +91,8 @@ def create_model(name: str, *, num_classes: int = 10, **overrides) -> nn.Module:
 
     Args:
       name: one of `model_names()`.
-      num_classes: length of the logits.
+      num_classes: length of the logits; None is 1000 for networks made for ImageNet and
+        10 for the others.
       **overrides: fields of the network's class, such as `width` or `dtype`.
 
     Returns:
@@ -54,11 +104,10 @@ def create_model(name: str, *, num_classes: int = 10, **overrides) -> nn.Module:
     Example:
       >>> create_model("resnet20", num_classes=100, width=8).num_blocks
       3
+      >>> create_model("mobilenet_v2", width=1.4).num_classes
+      1000
     """
-    if name not in _MODELS:
-        names = ", ".join(_nearest_first(name, model_names()))
-        raise ValueError(f"model {name!r} is unknown: use one of {names}")
-    family, defaults = _MODELS[name]
+    family, _, defaults = _entry(name)
     # linen adds `parent` and `name` to every module's fields; they are not settings.
     fields = {field.name for field in dataclasses.fields(family)} - {"parent", "name"}
     for key, value in overrides.items():
@@ -68,7 +117,16 @@ def create_model(name: str, *, num_classes: int = 10, **overrides) -> nn.Module:
                 f"model {name!r} has no field {key!r} (got {key}={value!r}): "
                 f"its fields are {choices}"
             )
-    return family(num_classes=num_classes, **{**defaults, **overrides})
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
+    return family(**{**defaults, **overrides})
+
+
+def _entry(name: str) -> tuple[type[nn.Module], tuple[int, int, int], dict]:
+    if name not in _MODELS:
+        names = ", ".join(_nearest_first(name, model_names()))
+        raise ValueError(f"model {name!r} is unknown: use one of {names}")
+    return _MODELS[name]
 
 
 def _nearest_first(word: str, choices: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""A small vision transformer for images of 8 to 64 pixels.
+"""Vision transformers: ViT and DeiT for ImageNet, and a small one for small images.
 
-Not the ImageNet ViT or DeiT: no class token (the tokens are averaged), no dropout, no
-pretrained sizes.
+Not the published training recipes: no dropout, no stochastic depth, no distillation
+token. Without these ViT and DeiT of a size are one network.
 """
 
 from typing import Any
@@ -41,13 +41,23 @@ class EncoderLayer(nn.Module):
 class ViT(nn.Module):
     """Classifies images with a transformer over their patches.
 
+    The sizes by name have patches of 16 pixels and a class token; at 224 pixels and
+    with 1000 classes:
+
+        vit_tiny, deit_tiny      dim 192     3 heads     5,717,416 parameters
+        vit_small, deit_small        384     6          22,050,664
+        vit_base, deit_base          768    12          86,567,656
+
     Args:
       num_classes: length of the logits.
       patch_size: side of a patch in pixels; must divide height and width.
       dim: length of a token; must be a multiple of `num_heads`.
       num_layers: encoder layers.
-      num_heads: attention heads.
+      num_heads: attention heads; None takes heads of length 64, or of 96 if 64 does not
+        divide `dim`.
       mlp_ratio: units of the perceptron's hidden layer over `dim`.
+      class_token: classify by a learned token put before those of the patches; False
+        averages the tokens of the patches.
       dtype: of the computation; parameters stay float32.
 
     Raises:
@@ -55,7 +65,8 @@ class ViT(nn.Module):
 
     Reference:
       Dosovitskiy et al., An image is worth 16x16 words, 2021,
-      https://arxiv.org/abs/2010.11929; averaged tokens after Beyer et al., Better plain
+      https://arxiv.org/abs/2010.11929; Touvron et al., DeiT, 2021,
+      https://arxiv.org/abs/2012.12877; averaged tokens after Beyer et al., Better plain
       ViT baselines, 2022, https://arxiv.org/abs/2205.01580
 
     Example:
@@ -70,8 +81,9 @@ class ViT(nn.Module):
     patch_size: int = 4
     dim: int = 96
     num_layers: int = 6
-    num_heads: int = 3
+    num_heads: int | None = 3
     mlp_ratio: int = 4
+    class_token: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -83,10 +95,16 @@ class ViT(nn.Module):
             "num_heads",
             "mlp_ratio",
         ):
-            if getattr(self, field) < 1:
-                value = getattr(self, field)
+            value = getattr(self, field)
+            if value is not None and value < 1:
                 raise ValueError(f"{field} must be at least 1, got {value}")
-        if self.dim % self.num_heads:
+        if self.num_heads is None:
+            if self.dim % 64 and self.dim % 96:
+                raise ValueError(
+                    "dim must be a multiple of 64 or 96 where num_heads is None, got "
+                    f"{self.dim}: change it, or give num_heads"
+                )
+        elif self.dim % self.num_heads:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got {self.dim} and "
                 f"{self.num_heads}"
@@ -114,12 +132,17 @@ class ViT(nn.Module):
             kernel_init=_XAVIER,
         )(images)
         x = x.reshape(len(x), -1, self.dim)
+        if self.class_token:
+            token = self.param("class_token", _SMALL_NORMAL, (1, 1, self.dim))
+            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.dim))
+            x = jnp.concatenate([token, x], 1)
         positions = self.param("positions", _SMALL_NORMAL, (1, *x.shape[1:]))
         x = x + positions.astype(x.dtype)
+        num_heads = self.num_heads or self.dim // (96 if self.dim % 64 else 64)
         for _ in range(self.num_layers):
-            x = EncoderLayer(self.num_heads, self.mlp_ratio * self.dim, self.dtype)(x)
-        features = nn.LayerNorm(dtype=self.dtype)(x).mean(1)
+            x = EncoderLayer(num_heads, self.mlp_ratio * self.dim, self.dtype)(x)
+        x = nn.LayerNorm(dtype=self.dtype)(x)
         logits = nn.Dense(
             self.num_classes, dtype=self.dtype, kernel_init=_SMALL_NORMAL
-        )(features)
+        )(x[:, 0] if self.class_token else x.mean(1))
         return logits.astype(jnp.float32)

@@ -1,6 +1,7 @@
 """Residual networks for small images: the CIFAR family of depth 6n + 2.
 
-Not the ImageNet networks: no 7x7 stem, no max-pooling, three stages, basic blocks only.
+Not the ImageNet networks (`imagenet_resnet`): no 7x7 stem, no max-pooling, three
+stages, basic blocks only.
 """
 
 import functools
@@ -49,7 +50,7 @@ class Block(nn.Module):
         return nn.relu(residual + shortcut)
 
 
-class ResNet(nn.Module):
+class CifarResNet(nn.Module):
     r"""Classifies small images with three stages of residual blocks.
 
     .. math:: x_{i+1} = \mathrm{relu}(x_i' + F(x_i))
@@ -71,7 +72,7 @@ class ResNet(nn.Module):
       https://arxiv.org/abs/1512.03385
 
     Example:
-      >>> model = ResNet(num_classes=10, num_blocks=1)
+      >>> model = CifarResNet(num_classes=10, num_blocks=1)
       >>> images = jnp.zeros((2, 8, 8, 1))
       >>> variables = model.init(jax.random.key(0), images)
       >>> model.apply(variables, images, train=False).shape
