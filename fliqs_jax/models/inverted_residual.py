@@ -28,8 +28,8 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
       https://arxiv.org/abs/1801.04381
 
     Example:
-      >>> make_divisible(36), make_divisible(33.6), make_divisible(11), make_divisible(2)
-      (40, 32, 16, 8)
+      >>> [make_divisible(channels) for channels in (36, 33.6, 11, 2)]
+      [40, 32, 16, 8]
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor

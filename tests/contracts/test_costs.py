@@ -19,6 +19,7 @@ from fliqs_jax.costs import (
     make_table_latency,
     policy_cost,
     site_bops,
+    site_cost_where,
     site_linear_ops,
     site_price,
     site_size,
@@ -81,6 +82,10 @@ MEASURED = LatencyTable(
 COSTS = {
     "bops": (site_bops, 5400 * 4 * 8),
     "linear ops": (site_linear_ops, 5400 * 8),
+    "bops of convolutions": (
+        site_cost_where(site_bops, lambda site: site.op == "conv"),
+        5400 * 4 * 8,
+    ),
     "size": (site_size, 216 * 4),
     "size with scales": (make_site_storage(), 216 * 4 + 6 * 32),
     "size with a scale a tensor": (make_site_storage(per_channel=False), 216 * 4 + 32),

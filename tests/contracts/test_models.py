@@ -9,10 +9,46 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fliqs_jax as fq
 from fliqs_jax import models
 from fliqs_jax.sites import find_sites
 
 INPUTS = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar": (32, 32, 3)}
+SMALL = tuple(n for n in models.model_names() if models.input_shape(n)[0] <= 32)
+
+# Networks for ImageNet with 1000 classes: their published parameter counts, those of
+# timm (ViT, DeiT), torchvision (ResNet, MobileNetV2, Inception without its auxiliary
+# classifier) and the EfficientNet code of its authors. ResNet-18 has 11,689,512, and
+# the projection in its first stage 64 * 64 weights and two numbers a channel.
+PUBLISHED = {
+    "resnet18": 11_689_512 + 64 * 64 + 2 * 64,
+    "resnet50": 25_557_032,
+    "mobilenet_v2": 3_504_872,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "inception_v3": 27_161_264 - 3_326_696,
+    "vit_tiny": 5_717_416,
+    "vit_small": 22_050_664,
+    "vit_base": 86_567_656,
+    "deit_tiny": 5_717_416,
+    "deit_small": 22_050_664,
+    "deit_base": 86_567_656,
+}
+# One of each family, and fields that make it quick to trace or compile.
+FAMILIES = {
+    "resnet18": {"width": 0.125},
+    "resnet50": {"width": 0.125, "num_blocks": (1, 1, 1, 1)},
+    "mobilenet_v2": {"width": 0.25},
+    "efficientnet_b0": {"width": 0.25},
+    "inception_v3": {"width": 0.125},
+    "deit_tiny": {"dim": 64, "num_layers": 2},
+}
+SMALLEST = {"inception_v3": (75, 75, 3)}  # images, where 32 pixels do not do
+# Tracing all blocks at full size takes seconds: one or two of a family by default.
+QUICK = ("resnet18", "mobilenet_v2", "efficientnet_b0", "deit_tiny")
 
 # Hand counts. ResNet of n blocks a stage at width 16, on RGB: stem 432; convolutions
 # 9*16*16 * 2n, 9*16*32 + 9*32*32 * (2n-1), 9*32*64 + 9*64*64 * (2n-1); batch norm two a
@@ -70,8 +106,92 @@ def test_macs_of_an_example(name, kind):
     assert sum(site.macs for site in found) == MACS[name, kind]
 
 
+def _some_slow(names, quick):
+    marks = {True: (), False: pytest.mark.slow}
+    return [pytest.param(name, marks=marks[name in quick]) for name in names]
+
+
+def test_every_network_for_imagenet_has_a_published_count():
+    assert set(models.model_names()) == {*SMALL, *PUBLISHED}
+
+
+@pytest.mark.parametrize(
+    "name", _some_slow(PUBLISHED, (*QUICK, "resnet50", "efficientnet_b4", "vit_base"))
+)
+def test_published_parameters_and_logits_at_the_native_input(name):
+    model = models.create_model(name)
+    images = jax.ShapeDtypeStruct((1, *models.input_shape(name)), jnp.float32)
+    logits, variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), images
+    )
+    assert (logits.shape, logits.dtype) == ((1, 1000), jnp.float32)
+    leaves = jax.tree.leaves(variables["params"])
+    assert sum(leaf.size for leaf in leaves) == PUBLISHED[name]
+
+
+@pytest.mark.slow
+def test_resnet18_without_the_projection_is_that_of_torchvision():
+    model = models.create_model("resnet18", project_first_stage=False)
+    images = jnp.zeros((1, 224, 224, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 11_689_512
+
+
+@pytest.mark.parametrize(
+    "name",
+    _some_slow(
+        models.model_names(), ("lenet5", "resnet8", "vit_mini", "resnet18", "deit_tiny")
+    ),
+)
+def test_every_name_is_quantized_under_traced_formats(name):
+    model = models.create_model(name)
+    images = jax.ShapeDtypeStruct((1, *models.input_shape(name)), jnp.float32)
+    found = find_sites(model, images)
+    space = fq.SearchSpace(found, ["int2", "e4m3", "bf16"])
+    quantized = fq.QuantizedModel(model, sites=found)
+
+    def run(variables, options, images):
+        return quantized.apply(variables, images, policy=space.formats(options))
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    options = jax.ShapeDtypeStruct((len(found),), jnp.int32)
+    logits = jax.eval_shape(run, variables, options, images)
+    assert logits.shape == (1, model.num_classes)
+
+
+@pytest.mark.parametrize(
+    "name", _some_slow(FAMILIES, ("resnet18", "mobilenet_v2", "deit_tiny"))
+)
+def test_families_for_imagenet_compute_in_bfloat16_on_small_images(name):
+    fields = {**FAMILIES[name], "num_classes": 7}
+    model = models.create_model(name, dtype="bfloat16", **fields)
+    shape = (4, *SMALLEST.get(name, (32, 32, 3)))
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = jax.eval_shape(model.apply, variables, images)
+    assert (logits.shape, logits.dtype) == ((4, 7), jnp.float32)
+    assert _contraction_types(model, variables, images) == {"bfloat16"}
+
+
+def test_resnet_for_imagenet_halves_as_torchvision_does():
+    model = models.create_model("resnet18")
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    pixels = [
+        site.output_size // site.weight_shape[-1] for site in find_sites(model, images)
+    ]
+    sides = [56] * 5 + [28] * 5 + [14] * 5 + [7] * 5
+    assert pixels == [112**2, *(side**2 for side in sides), 1]
+
+
+def test_images_that_would_vanish_are_refused():
+    model = models.create_model("inception_v3")
+    with pytest.raises(ValueError, match="32 x 32 are too small .* at least 75"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
 @pytest.mark.parametrize("kind", INPUTS)
-@pytest.mark.parametrize("name", models.model_names())
+@pytest.mark.parametrize("name", SMALL)
 def test_logits_have_the_stated_shape_on_every_input(name, kind):
     model = models.create_model(name, num_classes=7)
     images = jax.ShapeDtypeStruct((4, *INPUTS[kind]), jnp.float32)
@@ -81,7 +201,7 @@ def test_logits_have_the_stated_shape_on_every_input(name, kind):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, "bfloat16"])
-@pytest.mark.parametrize("name", models.model_names())
+@pytest.mark.parametrize("name", SMALL)
 def test_parameters_and_statistics_are_float32(name, dtype):
     model = models.create_model(name, dtype=dtype)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)

@@ -2,7 +2,13 @@
 
 import pytest
 
-from fliqs_jax.costs import bops, linear_ops, site_linear_ops
+from fliqs_jax.costs import (
+    bops,
+    linear_ops,
+    site_bops,
+    site_cost_where,
+    site_linear_ops,
+)
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
 
@@ -48,3 +54,26 @@ def test_linear_ops_sum_over_sites():
 def test_policy_of_another_network_is_refused():
     with pytest.raises(ValueError, match="no entry for 'b'"):
         bops(SITES, Policy.uniform(SITES[:1], "int4"))
+
+
+def test_where_counts_some_of_the_sites():
+    policy = Policy({"a": ("int2", "uint3"), "b": ("fp32", "e5m2")})
+    assert bops(SITES, policy, where=lambda site: site.path != "a") == 7 * 32 * 8
+    assert linear_ops(SITES, policy, where=lambda site: site.path == "b") == 7 * 32
+    assert bops(SITES, policy, where=lambda site: True) == bops(SITES, policy)
+
+
+def test_where_leaves_a_price_of_zero_to_the_others():
+    site_cost = site_cost_where(site_bops, lambda site: site.macs < 10)
+    assert [site_cost(site, 2, 3) for site in SITES] == [0, 7 * 2 * 3]
+
+
+def test_where_that_is_true_for_no_site_is_refused():
+    policy = Policy.uniform(SITES, "int4")
+    with pytest.raises(ValueError, match=r"none of the 2 sites \('a' to 'b'\)"):
+        bops(SITES, policy, where=lambda site: site.op == "conv")
+
+
+def test_where_does_not_excuse_a_policy_of_another_network():
+    with pytest.raises(ValueError, match="no entry for 'b'"):
+        bops(SITES, Policy.uniform(SITES[:1], "int4"), where=lambda s: s.path == "a")

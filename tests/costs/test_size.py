@@ -102,3 +102,14 @@ def test_averages_are_weighted_by_elements():
     assert average_bits(SITES, MIXED) == (216 * 8 + 1500 * 2) / 1716
     assert average_activation_bits(SITES, MIXED) == (100 * 16 + 150 * 4) / 250
     assert average_bits(SITES, Policy.uniform(SITES, "e3m2")) == 6.0
+
+
+def test_where_counts_some_of_the_sites():
+    def dense(site):
+        return site.op == "dense"
+
+    assert model_bits(SITES, MIXED, where=dense) == 1500 * 2
+    assert average_bits(SITES, MIXED, where=dense) == 2.0
+    assert average_activation_bits(SITES, MIXED, where=dense) == 4.0
+    with pytest.raises(ValueError, match="where is true for none of the 2 sites"):
+        average_bits(SITES, MIXED, where=lambda site: site.op == "einsum")

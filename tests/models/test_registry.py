@@ -11,12 +11,38 @@ def test_every_name_builds_its_family():
     assert families == {
         "lenet300": models.LeNet300,
         "lenet5": models.LeNet5,
-        "resnet8": models.ResNet,
-        "resnet20": models.ResNet,
-        "resnet32": models.ResNet,
-        "resnet56": models.ResNet,
-        "vit_mini": models.ViT,
+        "resnet8": models.CifarResNet,
+        "resnet20": models.CifarResNet,
+        "resnet32": models.CifarResNet,
+        "resnet56": models.CifarResNet,
+        "resnet18": models.ImageNetResNet,
+        "resnet50": models.ImageNetResNet,
+        "mobilenet_v2": models.MobileNetV2,
+        "inception_v3": models.InceptionV3,
+        **{f"efficientnet_b{i}": models.EfficientNet for i in range(5)},
+        **{f"vit_{size}": models.ViT for size in ("mini", "tiny", "small", "base")},
+        **{f"deit_{size}": models.ViT for size in ("tiny", "small", "base")},
     }
+
+
+@pytest.mark.parametrize("name", models.model_names())
+def test_classes_and_input_shape_are_those_of_the_data_it_is_made_for(name):
+    sides = {f"efficientnet_b{i}": side for i, side in enumerate((224, 240, 260, 300))}
+    sides |= {"efficientnet_b4": 380, "inception_v3": 299}
+    small = {"lenet300": (28, 28, 1), "lenet5": (28, 28, 1), "vit_mini": (32, 32, 3)}
+    small |= {f"resnet{depth}": (32, 32, 3) for depth in (8, 20, 32, 56)}
+    side = sides.get(name, 224)
+    assert models.input_shape(name) == small.get(name, (side, side, 3))
+    classes = 10 if name in small else 1000
+    assert models.create_model(name).num_classes == classes
+    assert models.create_model(name, num_classes=3).num_classes == 3
+
+
+def test_input_shape_of_an_unknown_name_lists_nearest_first():
+    with pytest.raises(
+        ValueError, match="'deit_smal' is unknown: use one of deit_small"
+    ):
+        models.input_shape("deit_smal")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +62,9 @@ def test_overrides_replace_fields():
 
 
 def test_unknown_name_lists_nearest_first():
-    with pytest.raises(ValueError, match="'resnet21' is unknown: use one of resnet20"):
+    with pytest.raises(
+        ValueError, match="'resnet21' is unknown: use one of resnet18, resnet20"
+    ):
         models.create_model("resnet21")
 
 
@@ -66,6 +94,11 @@ def test_fields_of_linen_are_no_overrides(field):
         ("lenet300", "num_classes"),
         ("lenet5", "hidden"),
         ("vit_mini", "patch_size"),
+        ("deit_tiny", "num_heads"),
+        ("mobilenet_v2", "num_classes"),
+        ("efficientnet_b0", "num_classes"),
+        ("inception_v3", "num_classes"),
+        ("resnet50", "num_classes"),
     ],
 )
 def test_zero_sizes_are_refused(name, field):
@@ -76,3 +109,21 @@ def test_zero_sizes_are_refused(name, field):
 def test_heads_that_do_not_divide_dim_are_refused():
     with pytest.raises(ValueError, match="multiple of num_heads, got 96 and 5"):
         models.create_model("vit_mini", num_heads=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("resnet18", {"width": 0.01}, "width must be at least 1/64.*got 0.01"),
+        ("inception_v3", {"width": 0.03}, "width must be at least 1/32.*got 0.03"),
+        ("mobilenet_v2", {"width": 0.0}, "width must be positive, got 0.0"),
+        ("efficientnet_b0", {"width": -1.0}, "width must be positive, got -1.0"),
+        ("efficientnet_b0", {"depth": 0.0}, "depth must be positive, got 0.0"),
+        ("resnet50", {"num_blocks": (3, 4)}, r"num_blocks must be four .*\(3, 4\)"),
+        ("resnet50", {"num_blocks": (3, 4, 6, 0)}, "num_blocks .* each at least 1"),
+        ("deit_small", {"dim": 100}, "dim must be a multiple of 64 or 96 .*got 100"),
+    ],
+)
+def test_fields_that_make_no_network_are_refused(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        models.create_model(name, **fields)
