@@ -58,7 +58,10 @@ def _assert_native(images, kernel, **options):
 
 
 def _sum_of_squares(conv, images, kernel, stride=1):
-    y = conv(images, kernel, (stride, stride), "SAME", dimension_numbers=NHWC)
+    options = {"dimension_numbers": NHWC}
+    if images.shape[-1] != kernel.shape[-2]:
+        options["feature_group_count"] = images.shape[-1]
+    y = conv(images, kernel, (stride, stride), "SAME", **options)
     return (y**2).sum()
 
 
@@ -79,11 +82,31 @@ def test_float32_equals_native(window, strides, padding):
     _assert_native(images, kernel, window_strides=strides, padding=padding)
 
 
+def test_stem_of_a_resnet_equals_native():
+    images, kernel = _normal(0, (2, 17, 16, 3)), _normal(1, (7, 7, 3, 4))
+    padding = ((3, 3), (3, 3))
+    _assert_native(images, kernel, window_strides=(2, 2), padding=padding)
+
+
+DEPTHWISE = {"feature_group_count": 4}
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 3)], ids=str)
+@pytest.mark.parametrize("window", [(1, 1), (2, 5), (3, 3)], ids=str)
+def test_depthwise_equals_native(window, strides, padding):
+    images, kernel = _normal(0, (3, 9, 8, 4)), _normal(1, (*window, 1, 4))
+    options = {"window_strides": strides, "padding": padding}
+    _assert_native(images, kernel, **options, **DEPTHWISE)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
-def test_bfloat16_equals_native(stride):
+@pytest.mark.parametrize("inputs, options", [(4, {}), (1, DEPTHWISE)])
+def test_bfloat16_equals_native(stride, inputs, options):
     images = _normal(0, (3, 9, 7, 4), jnp.bfloat16)
-    kernel = _normal(1, (3, 3, 4, 4), jnp.bfloat16)
-    _assert_native(images, kernel, window_strides=(stride, stride), padding="SAME")
+    kernel = _normal(1, (3, 3, inputs, 4), jnp.bfloat16)
+    options = {"window_strides": (stride, stride), "padding": "SAME", **options}
+    _assert_native(images, kernel, **options)
 
 
 @pytest.mark.parametrize("images_in_chunk", [1, 2, 3, 7, 50])
@@ -104,7 +127,8 @@ FALLBACKS = {
         (3, 3, 4, 4),
         {"lhs_dilation": (2, 1), "padding": ((1, 1), (1, 1))},
     ),
-    "groups": ((2, 7, 7, 4), (3, 3, 1, 4), {"feature_group_count": 4}),
+    "groups": ((2, 7, 7, 4), (3, 3, 2, 4), {"feature_group_count": 2}),
+    "filters a channel": ((2, 7, 7, 4), (3, 3, 1, 8), {"feature_group_count": 4}),
     "batch groups": ((2, 7, 7, 4), (3, 3, 4, 4), {"batch_group_count": 2}),
     "1-D": ((2, 7, 4), (3, 4, 4), {"dimension_numbers": ("NHC", "HIO", "NHC")}),
     "3-D": (
@@ -180,9 +204,13 @@ def test_jit_equals_eager():
     _assert_close(jax.jit(gradient)(images, kernel), gradient(images, kernel))
 
 
+every_kind = pytest.mark.parametrize("inputs", [2, 1], ids=["plain", "depthwise"])
+
+
+@every_kind
 @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)], ids=str)
-def test_vmap_equals_native(axes):
-    shapes = ((2, 3, 6, 6, 2), (2, 3, 3, 2, 2))
+def test_vmap_equals_native(axes, inputs):
+    shapes = ((2, 3, 6, 6, 2), (2, 3, 3, inputs, 2))
     arguments = [
         _normal(i, shape if axis == 0 else shape[1:])
         for i, (shape, axis) in enumerate(zip(shapes, axes, strict=True))
@@ -196,11 +224,12 @@ def test_vmap_equals_native(axes):
     _assert_close(ours, native)
 
 
+@every_kind
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_shard_map_on_eight_devices_equals_one_native(stride, check_vma):
+def test_shard_map_on_eight_devices_equals_one_native(stride, check_vma, inputs):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    images, kernel = _normal(0, (16, 6, 6, 2)), _normal(1, (3, 3, 2, 2))
+    images, kernel = _normal(0, (16, 6, 6, 2)), _normal(1, (3, 3, inputs, 2))
 
     def gradient(images, kernel):
         kernel = lax.pcast(kernel, "data", to="varying")
@@ -222,11 +251,12 @@ def test_shard_map_on_eight_devices_equals_one_native(stride, check_vma):
     )
 
 
+@every_kind
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradient_of_the_gradient_equals_native(stride):
+def test_gradient_of_the_gradient_equals_native(stride, inputs):
     """A Hessian-vector product in both arguments, reverse mode twice."""
-    arguments = (_normal(0, (3, 7, 6, 2)), _normal(1, (3, 3, 2, 2)))
-    direction = (_normal(2, (3, 7, 6, 2)), _normal(3, (3, 3, 2, 2)))
+    arguments = (_normal(0, (3, 7, 6, 2)), _normal(1, (3, 3, inputs, 2)))
+    direction = (_normal(2, (3, 7, 6, 2)), _normal(3, (3, 3, inputs, 2)))
 
     def hessian_vector(conv):
         def slope(arguments):
