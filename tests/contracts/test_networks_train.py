@@ -13,7 +13,7 @@ from fliqs_jax import models
 
 # Fields, side of the images and steps: narrow, small and few.
 NETWORKS = {
-    "lenet5": ({"width": 4, "hidden": 16}, 8, 12),
+    "lenet5": ({"width": 8, "hidden": 32}, 8, 40),
     "deit_tiny": ({"dim": 64, "num_layers": 2, "patch_size": 8}, 32, 12),
     "resnet8": ({"width": 8}, 16, 12),
     "resnet18": ({"width": 0.125}, 32, 12),
