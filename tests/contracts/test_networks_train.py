@@ -20,7 +20,7 @@ NETWORKS = {
     "resnet50": ({"width": 0.125, "num_blocks": (1, 1, 1, 1)}, 32, 12),
     "mobilenet_v2": ({"width": 0.25}, 32, 20),
     "efficientnet_b0": ({"width": 0.25}, 32, 20),
-    "inception_v3": ({"width": 0.0625}, 75, 12),
+    "inception_v3": ({"width": 0.125}, 75, 24),
 }
 QUICK = ("lenet5", "deit_tiny")
 
