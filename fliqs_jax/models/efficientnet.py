@@ -62,8 +62,8 @@ class EfficientNet(nn.Module):
     """
 
     num_classes: int = 1000
-    width: float = 1.0
-    depth: float = 1.0
+    width: int | float = 1.0
+    depth: int | float = 1.0
     dtype: Any = jnp.float32
 
     def __post_init__(self):

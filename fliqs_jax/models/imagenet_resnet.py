@@ -98,7 +98,7 @@ class ImageNetResNet(nn.Module):
     num_classes: int = 1000
     num_blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
-    width: float = 1.0
+    width: int | float = 1.0
     project_first_stage: bool = True
     dtype: Any = jnp.float32
 

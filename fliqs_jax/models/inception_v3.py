@@ -122,7 +122,7 @@ class InceptionBlock(nn.Module):
 
     branches: tuple[_Branch, ...]
     pooled: int  # channels at width 1 of the averaging branch, or 0
-    width: float = 1.0
+    width: int | float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -179,7 +179,7 @@ class InceptionV3(nn.Module):
     """
 
     num_classes: int = 1000
-    width: float = 1.0
+    width: int | float = 1.0
     dtype: Any = jnp.float32
 
     def __post_init__(self):

@@ -16,7 +16,7 @@ _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _HE_NORMAL_DEPTHWISE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
+def make_divisible(channels: int | float, divisor: int = 8) -> int:
     """Rounds channels to the nearest multiple, but never down by more than a tenth.
 
     Args:

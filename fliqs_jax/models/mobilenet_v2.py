@@ -53,7 +53,7 @@ class MobileNetV2(nn.Module):
     """
 
     num_classes: int = 1000
-    width: float = 1.0
+    width: int | float = 1.0
     dtype: Any = jnp.float32
 
     def __post_init__(self):
