@@ -1,0 +1,1 @@
+"""Well-known linen models, written as their authors would: they know nothing of us."""
