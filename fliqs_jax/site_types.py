@@ -13,6 +13,12 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 
+# (args, kwargs) of a call -> the tensors to quantize, and what puts others in their
+# place: tensors -> (args, kwargs).
+SplitInputs = Callable[
+    [tuple, Mapping], tuple[list, Callable[[list], tuple[tuple, dict]]]
+]
+
 
 @typing.no_type_check  # modules and call arguments are whatever the user's layer takes
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,7 @@ class SiteCall:
     module: nn.Module
     args: tuple  # of the call, the input included
     kwargs: Mapping[str, object]
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # of several inputs: joined along the last axis
     weight_shape: tuple[int, ...]  # of the first weight
     output_shape: tuple[int, ...]
 
@@ -31,15 +37,26 @@ def _all_but_last(call: SiteCall) -> tuple[int, ...]:
     return tuple(range(len(call.weight_shape) - 1))
 
 
+def split_first_input(args: tuple, kwargs: Mapping) -> tuple:
+    """Splits off the first argument of a call, given by position or by name."""
+    if args:
+        return [args[0]], lambda new: ((*new, *args[1:]), dict(kwargs))
+    name = next(iter(kwargs))
+    return [kwargs[name]], lambda new: ((), {**kwargs, name: new[0]})
+
+
+@typing.no_type_check  # the callables take whatever the user's layer takes
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiteType:
     """How a layer class is read as a site."""
 
     op: str
-    weights: tuple[str, ...]  # parameters that take the site's weight format
+    # Parameters that take the site's weight format; "hi/kernel" is in the scope below.
+    weights: tuple[str, ...]
     macs: Callable[[SiteCall], int]  # of the whole call, batch included
     # Axes of the weights that the layer sums over; the others are output channels.
     contracted_axes: Callable[[SiteCall], tuple[int, ...]] = _all_but_last
+    split_inputs: SplitInputs = split_first_input
 
 
 def register_site_type(
@@ -174,6 +191,18 @@ def _einsum_axes(call: SiteCall) -> tuple[int, ...]:
     return tuple(i for i, label in enumerate(weights) if label not in outputs)
 
 
+def _lstm_macs(call: SiteCall) -> int:
+    # The input is [*batch, state and input features], all of them meet four gates.
+    return math.prod(call.input_shape) * 4 * call.weight_shape[-1]
+
+
+def _lstm_inputs(args: tuple, kwargs: Mapping) -> tuple:
+    """Splits off what the gates contract: hidden state and input."""
+    call = inspect.signature(lambda carry, inputs: None).bind(*args, **kwargs)
+    (cell, hidden), x = call.args
+    return [hidden, x], lambda new: (((cell, new[0]), new[1]), {})
+
+
 _KERNEL = ("kernel",)
 _SITE_TYPES: Mapping[type, SiteType] = types.MappingProxyType(
     {
@@ -197,6 +226,14 @@ _SITE_TYPES: Mapping[type, SiteType] = types.MappingProxyType(
             weights=_KERNEL,
             macs=_einsum_macs,
             contracted_axes=_einsum_axes,
+        ),
+        # Its gates have no layers of their own that would contract: all kernels of both
+        # inputs are joined to two products, so they share one format.
+        nn.OptimizedLSTMCell: SiteType(
+            op="lstm",
+            weights=tuple(f"{side}{gate}/kernel" for side in "ih" for gate in "ifgo"),
+            macs=_lstm_macs,
+            split_inputs=_lstm_inputs,
         ),
     }
 )

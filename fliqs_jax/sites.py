@@ -31,11 +31,16 @@ _RNG_STREAMS = ("params", "dropout")  # any other stream falls back to "params"
 class Weight:
     """A parameter of a site: its name, and the meaning of its axes."""
 
-    name: str
+    name: str  # in the site's scope; "hi/kernel" is in that of its submodule
     # Axes of the stored array along which layers are stacked; empty without nn.scan.
     stack_axes: tuple[int, ...] = ()
     # Axes of one layer's array that the layer sums over; the others are its channels.
     contracted_axes: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Where the parameter lies in the params of the site's own scope."""
+        return tuple(self.name.split("/"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,8 +152,9 @@ def find_sites(model: Any, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
     if not sites:
         raise ValueError(
             f"model {type(model).__name__} has no site: none of its layers is a Conv,"
-            " ConvTranspose, ConvLocal, Dense, DenseGeneral or Einsum. A layer class of"
-            " your own becomes a site by register_site_type"
+            " ConvTranspose, ConvLocal, Dense, DenseGeneral, Einsum or"
+            " OptimizedLSTMCell. A layer class of your own becomes a site by"
+            " register_site_type"
         )
     return sites
 
@@ -170,30 +176,29 @@ def site_path(module: nn.Module) -> str:
     return "/".join(module.path) or "."
 
 
-def first_input(args: tuple, kwargs: dict) -> Any:
-    """Returns the first argument of a layer's call, given by position or by name."""
-    return args[0] if args else next(iter(kwargs.values()))
+def _parameter(module: nn.Module, name: str) -> Any:
+    """Returns a parameter of a site, unboxed, or None if there is none."""
+    own, *below = name.split("/")
+    value = module.get_variable("params", own)
+    for part in below:
+        value = None if value is None else value.get(part)
+    return nn.meta.unbox(value)
 
 
-def replace_first_input(args: tuple, kwargs: dict, x: Any) -> tuple[tuple, dict]:
-    """Returns a call's arguments with another first one."""
-    if args:
-        return (x, *args[1:]), kwargs
-    return (), {**kwargs, next(iter(kwargs)): x}
-
-
-def _site_call(module, site_type, x, args, kwargs, output) -> SiteCall:
-    first = nn.meta.unbox(module.get_variable("params", site_type.weights[0]))
+def _site_call(module, site_type, args, kwargs, output) -> SiteCall:
+    first = _parameter(module, site_type.weights[0])
     if first is None:
         raise ValueError(
             f"site {site_path(module)!r}: {type(module).__name__} has no parameter"
             f" {site_type.weights[0]!r}; name its weights in register_site_type"
         )
+    shapes = [jnp.shape(x) for x in site_type.split_inputs(args, kwargs)[0]]
+    joined = sum(shape[-1] for shape in shapes) if len(shapes) > 1 else None
     return SiteCall(
         module=module,
         args=args,
         kwargs=kwargs,
-        input_shape=jnp.shape(x),
+        input_shape=shapes[0] if joined is None else (*shapes[0][:-1], joined),
         weight_shape=first.shape,
         output_shape=jax.tree.leaves(output)[0].shape,
     )
@@ -211,13 +216,12 @@ def _run_init(model, arrays, rebuilt):
         if isinstance(name := getattr(module, "axis_name", None), str):
             axis_names[name] = 1
         if site_type := site_type_of(context):
-            x = first_input(args, kwargs)
-            call = _site_call(module, site_type, x, args, kwargs, output)
+            call = _site_call(module, site_type, args, kwargs, output)
             found[site_path(module)] = _Found(site_type, call)
             for name in site_type.weights:
                 # An empty array of the weight's rank: in the returned tree, the axes
                 # that are not empty are those along which layers were stacked.
-                rank = nn.meta.unbox(module.get_variable("params", name)).ndim
+                rank = _parameter(module, name).ndim
                 module.put_variable("params", _PROBE + name, jnp.zeros((0,) * rank))
         return output
 
@@ -239,7 +243,7 @@ def _run_init(model, arrays, rebuilt):
             entry.stack_shape = tuple(probe.shape[i] for i in stacks)
             weight = Weight(name=name, stack_axes=stacks, contracted_axes=contracted)
             entry.weights += (weight,)
-            stored = nn.meta.unbox(flat[*scope, name])
+            stored = nn.meta.unbox(flat[*scope, *weight.path])
             entry.weight_count += stored.size // math.prod(entry.stack_shape)
     params = flax.traverse_util.unflatten_dict(flat)
     return {**variables, "params": params}, found, axis_names
@@ -252,8 +256,8 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
         output = next_fun(*args, **kwargs)
         if not (site_type := site_type_of(context)):
             return output
-        x, module = first_input(args, kwargs), context.module
-        call = _site_call(module, site_type, x, args, kwargs, output)
+        module = context.module
+        call = _site_call(module, site_type, args, kwargs, output)
         sizes = [math.prod(call.input_shape), math.prod(call.output_shape)]
         note = json.dumps([site_path(module), site_type.macs(call), *sizes])
         # A name in the traced program. It says everything: nn.jit may reuse traces.

@@ -5,6 +5,7 @@ runs. It holds no variables and trains nothing; which formats to use is `policy`
 `search_space`.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from fliqs_jax.quantized_model.observations import Observations
 from fliqs_jax.quantized_model.weights import quantize_weights
 from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
 from fliqs_jax.site_types import site_type_of
-from fliqs_jax.sites import Site, find_sites, first_input, replace_first_input
+from fliqs_jax.sites import Site, find_sites
 
 _FORMAT = "fliqs_jax_format"
 
@@ -195,28 +196,34 @@ class QuantizedModel:
         return flat
 
     def _quantize_input(self, next_fun, args, kwargs, context):
-        if not site_type_of(context):
+        if not (site_type := site_type_of(context)):
             return next_fun(*args, **kwargs)
         row = context.module.get_variable("params", _FORMAT)
-        x = first_input(args, kwargs)
-        if row is None or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        inputs, rejoin = site_type.split_inputs(args, kwargs)
+        types = [jnp.result_type(x) for x in inputs]
+        if row is None or not all(jnp.issubdtype(x, jnp.floating) for x in types):
             return next_fun(*args, **kwargs)
-        x = jnp.asarray(x)
+        inputs = [jnp.asarray(x) for x in inputs]
         fmt, clip = riding.unpack_format(row.reshape(-1))
-        bound = absmax_bound(lax.stop_gradient(x)) if clip is None else clip
+        if (bound := clip) is None:
+            bounds = [absmax_bound(lax.stop_gradient(x)) for x in inputs]
+            bound = functools.reduce(jnp.maximum, bounds)
         scale = scale_of_bound(bound, fmt)
-        x = fake_quantize(x, fmt, scale=scale, clip_gradient=self.clip_gradient)
-        args, kwargs = replace_first_input(args, kwargs, x)
+        quantize = functools.partial(
+            fake_quantize, fmt=fmt, scale=scale, clip_gradient=self.clip_gradient
+        )
+        args, kwargs = rejoin([quantize(x) for x in inputs])
         return next_fun(*args, **kwargs)
 
     def _observe_input(self, next_fun, args, kwargs, context):
-        if site_type_of(context):
+        if site_type := site_type_of(context):
             get = context.module.get_variable
-            x = jnp.asarray(first_input(args, kwargs))
-            if (sums := get("params", observations.SUMS)) is not None and x.size:
+            inputs, rejoin = site_type.split_inputs(args, kwargs)
+            inputs = [jnp.asarray(x) for x in inputs]
+            sums = get("params", observations.SUMS)
+            if sums is not None and all(x.size for x in inputs):
                 maxima = get("params", observations.MAXIMA)
-                x = observations.observe_input(x, sums, maxima)
-                args, kwargs = replace_first_input(args, kwargs, x)
+                args, kwargs = rejoin(observations.observe_inputs(inputs, sums, maxima))
         return self._quantize_input(next_fun, args, kwargs, context)
 
 

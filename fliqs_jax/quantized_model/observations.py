@@ -88,23 +88,26 @@ def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _carry_out(x, sums, maxima, repeated):
+def _carry_out(inputs, sums, maxima, repeated):
     del sums, maxima, repeated
-    return x
+    return inputs
 
 
-def observe_input(
-    x: Shaped[Array, "*S"],
+def observe_inputs(
+    inputs: list[Shaped[Array, "..."]],
     sums: Float[Array, "..."],
     maxima: Shaped[Array, "..."] | None,
-) -> Shaped[Array, "*S"]:
-    """Returns x; the gradients of the other two are the statistics of x."""
-    return _carry_out(x, sums, maxima, maxima is not None)
+) -> list[Shaped[Array, "..."]]:
+    """Returns a site's inputs; the gradients of the others are their statistics."""
+    return _carry_out(inputs, sums, maxima, maxima is not None)
 
 
-def _carry_out_forward(x, sums, maxima, repeated):
+def _carry_out_forward(inputs, sums, maxima, repeated):
     del maxima, repeated  # maxima is no residual: few operations know its dtype
-    return x, (_statistics(x, sums), sums)
+    (x, *others) = inputs
+    if others:  # one tensor to the statistics
+        x = jnp.concatenate([x, *others], axis=-1)
+    return inputs, (_statistics(x, sums), sums)
 
 
 def _carry_out_backward(repeated, residuals, gradient):

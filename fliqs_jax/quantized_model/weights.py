@@ -39,7 +39,7 @@ def quantize_weights(
     quantized = dict(flat)
     for group in groups:
         for weight in group.weights:
-            path = (*group.scope, weight.name)
+            path = (*group.scope, *weight.path)
             if path not in flat:
                 raise ValueError(
                     f"variables['params'] has no {'/'.join(path)!r}, the weight of a"

@@ -1,4 +1,4 @@
-"""The rows of the contract on unmodified models, made concrete: what a promise needs."""
+"""Rows of the contract on unmodified models, and what a promise needs of them."""
 
 import dataclasses
 import re
@@ -8,7 +8,6 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fliqs_jax.formats import stack_formats

@@ -1,4 +1,4 @@
-"""Convolutional patterns: pre-activation ResNet, U-Net, group norm, own contractions."""
+"""Convolutional patterns, up to U-Net and contractions of the author's own."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Recurrent patterns: nn.RNN, cells under a scan of the author's own, both directions."""
+"""Recurrent patterns: nn.RNN, an own scan over a cell, both directions."""
 
 from typing import Any
 
