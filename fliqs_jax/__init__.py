@@ -18,6 +18,7 @@ from fliqs_jax.searchers.format_search import (
     search_formats,
 )
 from fliqs_jax.searchers.network import Network, load_network
+from fliqs_jax.site_types import register_site_type
 from fliqs_jax.sites import Site, find_sites
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.pretrained import load_variables
@@ -46,6 +47,7 @@ __all__ = [
     "model_bits",
     "model_names",
     "parse_format",
+    "register_site_type",
     "search_formats",
     "stack_formats",
 ]
