@@ -44,11 +44,16 @@ class SiteGroup(NamedTuple):
 
     def leaf_shape(self, row_length: int) -> tuple[int, ...]:
         """Shape of a leaf that holds a row of numbers for each layer."""
-        # The rank of the weight: then the stacking axes stand where the weight's do.
-        shape = [row_length] + [1] * (self.rank - 1)
+        shape = self.row_shape(row_length)
         for axis, size in zip(self.stack_axes, self.stack_shape, strict=True):
             shape.insert(axis, size)
         return tuple(shape)
+
+    def row_shape(self, row_length: int) -> list[int]:
+        """Shape of the part of such a leaf that one layer sees."""
+        # The rank of the weight: then the stacking axes stand where the weight's do.
+        # Outside stacks a vector: nn.SpectralNorm takes anything else for a weight.
+        return [row_length] + [1] * (self.rank - 1 if self.stack_axes else 0)
 
 
 def group_sites(sites: Sequence[Site]) -> tuple[SiteGroup, ...]:
@@ -84,7 +89,7 @@ def place_rows(
 ) -> None:
     """Adds each site's row of numbers to the params of its own scope, under `name`."""
     for group in groups:
-        layer_shape = (rows.shape[-1],) + (1,) * (group.rank - 1)
+        layer_shape = group.row_shape(rows.shape[-1])
         leaf = rows[group.rows].reshape(*group.stack_shape, *layer_shape)
         stacked_first = tuple(range(len(group.stack_axes)))
         flat[*group.scope, name] = jnp.moveaxis(leaf, stacked_first, group.stack_axes)
