@@ -20,8 +20,10 @@ def recalibrate(
     r"""Returns the model state with statistics averaged over `batches`.
 
     A running average is updated as s' = m s + (1 - m) b. The momentum m is the module's
-    own business, so it is read off two passes over the first batch, from s = 0 and
-    s = 1: m = s'(1) - s'(0). Every further batch then gives b = s'(0) / (1 - m).
+    own business, so it is read off two passes over the first batch, from s = 1 and
+    s = 2: m = s'(2) - s'(1). Every batch then gives b = s'(0) / (1 - m). State that
+    forgets its past but needs it (m = 0, as the vectors of `nn.SpectralNorm`) is not
+    set to 0: its new values from its own are averaged.
 
     .. math:: s = \frac{1}{N} \sum_{n=1}^{N} \frac{s'_n(0)}{1 - m}
 
@@ -45,15 +47,16 @@ def recalibrate(
     """
     if not jax.tree.leaves(model_state):
         return model_state
-    zeros, ones = (_filled(model_state, value) for value in (0.0, 1.0))
+    ones, twos = (_filled(model_state, value) for value in (1.0, 2.0))
     momentum, total, count = None, None, 0
     for batch in batches:
-        from_zero = update(zeros, batch)
         if momentum is None:
-            momentum = jax.tree.map(jnp.subtract, update(ones, batch), from_zero)
-            total = from_zero
-        else:
-            total = jax.tree.map(jnp.add, total, from_zero)
+            momentum = jax.tree.map(
+                jnp.subtract, update(twos, batch), update(ones, batch)
+            )
+            start = jax.tree.map(_zero_if_running, model_state, momentum)
+        fresh = update(start, batch)
+        total = fresh if total is None else jax.tree.map(jnp.add, total, fresh)
         count += 1
     if not count:
         raise ValueError("batches must hold at least one batch, got none")
@@ -65,6 +68,12 @@ def recalibrate(
         return jnp.where(momentum < 1, mean, old).astype(old.dtype)
 
     return jax.tree.map(average, model_state, total, momentum)
+
+
+def _zero_if_running(leaf, momentum):
+    # Rounding may leave a trace of a momentum of 0.
+    running = _is_statistic(leaf) & (momentum > 1e-4) & (momentum < 1)
+    return jnp.where(running, jnp.zeros_like(leaf), leaf)
 
 
 def _is_statistic(leaf) -> bool:

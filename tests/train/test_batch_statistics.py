@@ -24,6 +24,34 @@ def test_recalibrated_statistics_are_the_mean_over_batches(momentum):
     np.testing.assert_allclose(fresh["var"], batches.var(1).mean(0), rtol=1e-3)
 
 
+def test_spectral_norm_keeps_its_vectors_and_its_scale():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.SpectralNorm(nn.Dense(4), n_steps=20)(x, update_stats=True)
+            return nn.BatchNorm(use_running_average=False)(x)
+
+    model, batches = Model(), np.random.default_rng(0).normal(size=(3, 32, 5))
+    batches = list(batches.astype(np.float32))
+    variables = model.init(jax.random.key(0), batches[0])
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    largest = np.linalg.svd(kernel)[1][0]
+
+    @jax.jit
+    def update(state, x):
+        return model.apply({**variables, **state}, x, mutable=["batch_stats"])[1]
+
+    state = {"batch_stats": variables["batch_stats"]}
+    fresh = recalibrate(update, state, batches)["batch_stats"]
+    sigma = fresh["SpectralNorm_0"]["Dense_0/kernel/sigma"]
+    assert sigma == pytest.approx(largest, rel=1e-3)
+    u = fresh["SpectralNorm_0"]["Dense_0/kernel/u"]
+    assert np.linalg.norm(u) == pytest.approx(1, rel=1e-4)
+    outputs = np.stack(batches) @ np.asarray(kernel) / largest
+    want = outputs.var(axis=1).mean(axis=0)
+    np.testing.assert_allclose(fresh["BatchNorm_0"]["var"], want, rtol=1e-3)
+
+
 def test_leaves_that_no_pass_changes_keep_their_values():
     state = {"constant": jnp.array(3.0), "count": jnp.array(7), "mean": jnp.array(0.0)}
 
