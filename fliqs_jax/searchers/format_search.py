@@ -155,7 +155,8 @@ def search_formats(
 
     Args:
       model: a linen module called as `model(images)` with float images [B, H, W, C],
-        and `train=` or a like argument if it has one.
+        and `train=` or a like argument if it has one. Where it averages over devices
+        (`nn.BatchNorm(axis_name=...)`), their axis is "data".
       dataset: from `load_dataset`.
       space: what may be chosen.
       workdir: a new folder, or that of the same run.

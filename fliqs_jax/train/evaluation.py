@@ -16,6 +16,7 @@ from fliqs_jax.policy import SiteFormats
 from fliqs_jax.train.batch_statistics import recalibrate
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import correct, cross_entropy
+from fliqs_jax.train.mapping import AXIS
 
 # (variables, images) -> logits; jitted by the caller, who keeps it between calls.
 Predict = Callable[[PyTree, Array], Float[Array, "B C"]]
@@ -89,13 +90,18 @@ class Evaluator:
 
         @jax.jit
         def update_statistics(params, formats, model_state, images):
-            return classifier.train_forward(
-                params,
-                model_state,
-                classifier.normalise(images),
-                formats=formats,
-                dropout_key=jax.random.key(0),
-            )[1]
+            def on_a_device(images):
+                return classifier.train_forward(
+                    params,
+                    model_state,
+                    classifier.normalise(images),
+                    formats=formats,
+                    dropout_key=jax.random.key(0),
+                )[1]
+
+            # As in a step, the model may average over the devices: here it is one.
+            on_devices = jax.vmap(on_a_device, axis_name=AXIS)
+            return jax.tree.map(lambda leaf: leaf[0], on_devices(images[None]))
 
         self._predict, self._update_statistics = predict, update_statistics
 
