@@ -94,14 +94,8 @@ def tasks() -> dict[str, Task]:
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("copies tokens", marks=pytest.mark.slow),
-        pytest.param("image to images", marks=pytest.mark.slow),
-        "reads a series",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["copies tokens", "image to images", "reads a series"])
 def test_core_of_a_search_runs_on_other_tasks(name):
     task = tasks()[name]
     quantized = fq.QuantizedModel(task.model)

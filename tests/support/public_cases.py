@@ -161,6 +161,7 @@ PUBLIC = {
         _transformer_macs(5, 4),
         unrolled=Transformer(scan_layers=False),
         stacks={"encoder": 1, "decoder": 1},
+        int8_error=0.1,  # of 33 sites, one after the other
     ),
     "optimized lstm": Case(
         LstmClassifier(),

@@ -42,6 +42,7 @@ class Case:
     # the stack "layers" is "layers_i".
     unrolled: nn.Module | None = None
     stacks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> axis
+    int8_error: float = 0.05  # at most, of the outputs' largest magnitude
     joined: tuple[str, ...] = ()  # modules that are one site with all kernels in them
 
 
