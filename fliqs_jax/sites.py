@@ -185,7 +185,10 @@ def _parameter(module: nn.Module, name: str) -> Any:
     return nn.meta.unbox(value)
 
 
-def _site_call(module, site_type, args, kwargs, output) -> SiteCall:
+def site_call(
+    module: nn.Module, site_type: SiteType, args: tuple, kwargs: dict, output: Any
+) -> SiteCall:
+    """Returns a site's call as its own code sees it, inside an intercepted method."""
     first = _parameter(module, site_type.weights[0])
     if first is None:
         raise ValueError(
@@ -216,7 +219,7 @@ def _run_init(model, arrays, rebuilt):
         if isinstance(name := getattr(module, "axis_name", None), str):
             axis_names[name] = 1
         if site_type := site_type_of(context):
-            call = _site_call(module, site_type, args, kwargs, output)
+            call = site_call(module, site_type, args, kwargs, output)
             found[site_path(module)] = _Found(site_type, call)
             for name in site_type.weights:
                 # An empty array of the weight's rank: in the returned tree, the axes
@@ -257,7 +260,7 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
         if not (site_type := site_type_of(context)):
             return output
         module = context.module
-        call = _site_call(module, site_type, args, kwargs, output)
+        call = site_call(module, site_type, args, kwargs, output)
         sizes = [math.prod(call.input_shape), math.prod(call.output_shape)]
         note = json.dumps([site_path(module), site_type.macs(call), *sizes])
         # A name in the traced program. It says everything: nn.jit may reuse traces.

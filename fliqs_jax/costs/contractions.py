@@ -20,7 +20,7 @@ from jax import lax
 
 from fliqs_jax.costs.latency_table import Contraction
 from fliqs_jax.site_types import SiteCall, site_type_of
-from fliqs_jax.sites import find_sites, first_input, site_path
+from fliqs_jax.sites import find_sites, site_call, site_path
 
 # format -> (type of both operands, type that products are summed in)
 OPERANDS: Mapping[str, tuple[Any, Any]] = {
@@ -155,15 +155,11 @@ def find_contractions(
         if site_type is None:
             return output
         module = context.module
-        call = SiteCall(
+        call = dataclasses.replace(
+            site_call(module, site_type, inner_args, inner_kwargs, output),
             module=module.clone(parent=None),
             args=jax.tree.map(_abstract, inner_args),
             kwargs=jax.tree.map(_abstract, dict(inner_kwargs)),
-            input_shape=jnp.shape(first_input(inner_args, inner_kwargs)),
-            weight_shape=nn.meta.unbox(
-                module.get_variable("params", site_type.weights[0])
-            ).shape,
-            output_shape=jax.tree.leaves(output)[0].shape,
         )
         contraction = Contraction(
             op=site_type.op,
