@@ -112,12 +112,18 @@ def site_type_of(context: nn.module.InterceptorContext) -> SiteType | None:
         return None
     for module_class in type(context.module).__mro__:
         if site_type := _SITE_TYPES.get(module_class):
-            # A subclass's own __call__ around super().__call__ is intercepted too: only
-            # the method of the registered class itself contracts.
-            method = getattr(context.orig_method, "func", context.orig_method)
-            own = inspect.unwrap(module_class.__call__)
-            return site_type if inspect.unwrap(method) is own else None
+            return site_type if runs_call_of(module_class, context) else None
     return None
+
+
+def runs_call_of(module_class: type, context: nn.module.InterceptorContext) -> bool:
+    """Returns whether a method call is that class's own `__call__`."""
+    if not isinstance(context.module, module_class):
+        return False
+    # A subclass's own __call__ around super().__call__ is intercepted too: only the
+    # method of the class itself contracts.
+    method = getattr(context.orig_method, "func", context.orig_method)
+    return inspect.unwrap(method) is inspect.unwrap(module_class.__call__)
 
 
 def _conv_macs(call: SiteCall) -> int:
@@ -177,7 +183,8 @@ def _axis_labels(term: str, shape: tuple[int, ...]) -> list[str]:
     return [*before, *(f"...{hidden - i}" for i in range(hidden)), *after]
 
 
-def _einsum_macs(call: SiteCall) -> int:
+def einsum_macs(call: SiteCall) -> int:
+    """Returns the MACs of an einsum of two operands: one for each choice of labels."""
     inputs, weights, _ = _einsum_labels(call)
     sizes: dict[str, int] = {}
     for labels, shape in [(inputs, call.input_shape), (weights, call.weight_shape)]:
@@ -224,7 +231,7 @@ _SITE_TYPES: Mapping[type, SiteType] = types.MappingProxyType(
         nn.Einsum: SiteType(
             op="einsum",
             weights=_KERNEL,
-            macs=_einsum_macs,
+            macs=einsum_macs,
             contracted_axes=_einsum_axes,
         ),
         # Its gates have no layers of their own that would contract: all kernels of both

@@ -1,5 +1,7 @@
 """The sites of a linen model: its contractions with weights, found without computing.
 
+On request also the products inside attention layers, which have none.
+
 Two abstract passes. `init` tells where the parameters live and along which axes
 `nn.scan` or `nn.vmap` stack them. A trace of `apply` tells how often each site runs:
 loops trace their body once or more and run it many times, so calls are counted in the
@@ -8,6 +10,7 @@ them in `quantized_model`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -20,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from fliqs_jax import attention_products as attention
 from fliqs_jax.site_types import SiteCall, SiteType, site_type_of
 
 _PROBE = "fliqs_jax_probe"
 _TAG = "fliqs_jax_site:"
+_COUNTER = itertools.count()
 _RNG_STREAMS = ("params", "dropout")  # any other stream falls back to "params"
 
 
@@ -44,10 +49,22 @@ class Weight:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+    """A product inside an attention layer: which, and how its layers are stacked."""
+
+    name: str  # "scores" or "values", the last part of the site's path
+    stack_axes: tuple[int, ...] = ()  # of the layer's kernels; empty without nn.scan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
     """A contraction with weights, or layer i of a stack of them.
 
     Sizes and MACs are per example and summed over calls. Padding counts as MACs.
+
+    A site of op "attention_product" has no weights and `weight_count` 0. Of its two
+    formats the one named first, elsewhere the weights', is that of key (or value); the
+    input's is that of query (or probabilities), whose size `input_size` is.
     """
 
     path: str  # "Block_0/Conv_1"; layer 3 of a stack: "layers/Dense_0[3]"; root: "."
@@ -59,12 +76,17 @@ class Site:
     output_size: int  # elements
     calls: int = 1
     weights: tuple[Weight, ...] = ()
+    product: Product | None = None  # of op "attention_product" alone
 
     @property
     def module_path(self) -> tuple[str, ...]:
-        """Where the parameters live in the tree: the same for all layers of a stack."""
+        """Where the parameters live in the tree: the same for all layers of a stack.
+
+        For a product, the path of its attention layer.
+        """
         path = self.path.partition("[")[0]
-        return () if path == "." else tuple(path.split("/"))
+        names = () if path == "." else tuple(path.split("/"))
+        return names[:-1] if self.product else names
 
     @property
     def layer(self) -> tuple[int, ...]:
@@ -75,10 +97,12 @@ class Site:
 
 @dataclasses.dataclass
 class _Found:
-    """What the two passes learn of the sites at one module path."""
+    """What the two passes learn of the sites at one path."""
 
     site_type: SiteType
     call: SiteCall
+    scope: tuple[str, ...]  # of the parameters
+    product: Product | None = None
     weights: tuple[Weight, ...] = ()
     weight_count: int = 0
     stack_shape: tuple[int, ...] = ()
@@ -88,7 +112,9 @@ class _Found:
     calls: int = 0
 
 
-def find_sites(model: Any, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
+def find_sites(
+    model: Any, *args: Any, attention_products: bool = False, **kwargs: Any
+) -> tuple[Site, ...]:
     """Lists the contractions with weights in a linen model, in call order.
 
     Only shapes are used; nothing is computed and the model needs no variables. A module
@@ -99,12 +125,19 @@ def find_sites(model: Any, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
     loop are one site with as many calls. Every branch of a conditional counts as if it
     ran, a `while` loop as if it ran once.
 
+    With `attention_products` the two products inside each attention layer are sites as
+    well, "MultiHeadDotProductAttention_0/scores" and ".../values" (see `Site`). These
+    are the layers of the class `nn.MultiHeadDotProductAttention` and its subclasses. A
+    layer whose `attention_fn` does not take its einsums as arguments, or a model that
+    computes attention by its own `jnp.einsum`, has no such sites.
+
     Args:
       model: a `flax.linen.Module`; its sites are layers of the classes known to
         `register_site_type`.
       *args: arguments of the model, arrays or `jax.ShapeDtypeStruct`. The leading axis
         of the first array is the batch, by which sizes and MACs are divided (rounded
         up).
+      attention_products: list the products inside attention layers, too.
       **kwargs: further arguments (`train=False`, ...), and `method` as in `apply`.
 
     Returns:
@@ -141,7 +174,7 @@ def find_sites(model: Any, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
     def rebuilt(traced: dict) -> tuple[tuple, dict]:
         return tree.unflatten([traced.get(i, leaf) for i, leaf in enumerate(leaves)])
 
-    variables, found, axis_names = _run_init(model, arrays, rebuilt)
+    variables, found, axis_names = _run_init(model, arrays, rebuilt, attention_products)
     _count_runs(model, variables, arrays, rebuilt, found, axis_names)
     sites = tuple(
         site
@@ -167,13 +200,22 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
+def _all_but(collection: str) -> flax.core.DenyList:
+    """Returns a filter of mutable collections that is equal to no earlier one.
+
+    nn.jit reuses traces where the filter is the same: with what an earlier call of
+    `find_sites` recorded in them, or nothing.
+    """
+    return flax.core.DenyList((collection, f"{_PROBE}{next(_COUNTER)}"))
+
+
 def _keys() -> dict[str, jax.Array]:
     return {name: jax.random.key(0) for name in _RNG_STREAMS}
 
 
-def site_path(module: nn.Module) -> str:
-    """Returns the path of a bound module as sites have it."""
-    return "/".join(module.path) or "."
+def site_path(module: nn.Module, *product: str) -> str:
+    """Returns the path of a bound module, or of its product, as sites have it."""
+    return "/".join((*module.path, *product)) or "."
 
 
 def _parameter(module: nn.Module, name: str) -> Any:
@@ -207,20 +249,33 @@ def site_call(
     )
 
 
-def _run_init(model, arrays, rebuilt):
+def _run_init(model, arrays, rebuilt, attention_products: bool):
     """First pass: variables, sites with their weights, and named axes of the model."""
     found: dict[str, _Found] = {}
     axis_names: dict[str, int] = {}
 
     def record(next_fun, args, kwargs, context):
-        output = next_fun(*args, **kwargs)
         module = context.module
+
+        def contract(name, einsum, equation, first, second):
+            output = einsum(equation, first, second)
+            call = attention.product_call(module, equation, first, second, output)
+            found[site_path(module, name)] = _Found(
+                attention.SITE_TYPE, call, module.path, Product(name=name)
+            )
+            probe = jnp.zeros((0,) * attention.KERNEL_RANK)
+            module.put_variable("params", _PROBE + name, probe)
+            return output
+
+        if attention_products:
+            next_fun = attention.with_products(next_fun, context, contract)
+        output = next_fun(*args, **kwargs)
         # BatchNorm(axis_name="data") and the like average over a mesh axis.
         if isinstance(name := getattr(module, "axis_name", None), str):
             axis_names[name] = 1
         if site_type := site_type_of(context):
             call = site_call(module, site_type, args, kwargs, output)
-            found[site_path(module)] = _Found(site_type, call)
+            found[site_path(module)] = _Found(site_type, call, module.path)
             for name in site_type.weights:
                 # An empty array of the weight's rank: in the returned tree, the axes
                 # that are not empty are those along which layers were stacked.
@@ -231,22 +286,31 @@ def _run_init(model, arrays, rebuilt):
     def init(traced):
         args, kwargs = rebuilt(traced)
         with nn.intercept_methods(record):
-            return model.init(_keys(), *args, **kwargs)
+            mutable = _all_but("intermediates")  # as init has it
+            return model.init(_keys(), *args, mutable=mutable, **kwargs)
 
     variables = jax.eval_shape(init, arrays)
     flat = flax.traverse_util.flatten_dict(dict(variables.get("params", {})))
-    for path, entry in found.items():
-        scope = () if path == "." else tuple(path.split("/"))
+
+    def stacks_of(entry, name):
+        probe = flat.pop((*entry.scope, _PROBE + name))
+        stacks = tuple(i for i, size in enumerate(probe.shape) if size)
+        entry.stack_shape = tuple(probe.shape[i] for i in stacks)
+        return stacks, probe.ndim - len(stacks)
+
+    for entry in found.values():
+        if entry.product:
+            stacks, _ = stacks_of(entry, entry.product.name)
+            entry.product = dataclasses.replace(entry.product, stack_axes=stacks)
+            continue
         contracted = entry.site_type.contracted_axes(entry.call)
         for name in entry.site_type.weights:
-            probe = flat.pop((*scope, _PROBE + name))
+            stacks, rank = stacks_of(entry, name)
             if entry.weights:  # the site type speaks of the first weight only
-                contracted = tuple(range(probe.ndim - len(entry.stack_shape) - 1))
-            stacks = tuple(i for i, size in enumerate(probe.shape) if size)
-            entry.stack_shape = tuple(probe.shape[i] for i in stacks)
+                contracted = tuple(range(rank - 1))
             weight = Weight(name=name, stack_axes=stacks, contracted_axes=contracted)
             entry.weights += (weight,)
-            stored = nn.meta.unbox(flat[*scope, *weight.path])
+            stored = nn.meta.unbox(flat[*entry.scope, *weight.path])
             entry.weight_count += stored.size // math.prod(entry.stack_shape)
     params = flax.traverse_util.unflatten_dict(flat)
     return {**variables, "params": params}, found, axis_names
@@ -255,14 +319,28 @@ def _run_init(model, arrays, rebuilt):
 def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
     """Second pass: adds to `found` what each site does in one run of the model."""
 
+    has_products = any(entry.product for entry in found.values())
+
     def tag(next_fun, args, kwargs, context):
+        module = context.module
+
+        def contract(name, einsum, equation, first, second):
+            output = einsum(equation, first, second)
+            call = attention.product_call(module, equation, first, second, output)
+            return tagged(output, site_path(module, name), attention.SITE_TYPE, call)
+
+        if has_products:
+            next_fun = attention.with_products(next_fun, context, contract)
         output = next_fun(*args, **kwargs)
         if not (site_type := site_type_of(context)):
             return output
         module = context.module
         call = site_call(module, site_type, args, kwargs, output)
+        return tagged(output, site_path(module), site_type, call)
+
+    def tagged(output, path, site_type, call):
         sizes = [math.prod(call.input_shape), math.prod(call.output_shape)]
-        note = json.dumps([site_path(module), site_type.macs(call), *sizes])
+        note = json.dumps([path, site_type.macs(call), *sizes])
         # A name in the traced program. It says everything: nn.jit may reuse traces.
         first, *others = jax.tree.leaves(output)
         first = checkpoint_name(first, _TAG + note)
@@ -271,7 +349,7 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
     def apply(variables, traced):
         args, kwargs = rebuilt(traced)
         # Not "params": models ask whether it is mutable to know that this is init.
-        mutable = flax.core.DenyList("params")
+        mutable = _all_but("params")
         with nn.intercept_methods(tag):
             return model.apply(
                 variables, *args, rngs=_keys(), mutable=mutable, **kwargs
@@ -324,11 +402,12 @@ def _layers(path: str, entry: _Found, batch: int) -> Iterator[Site]:
         yield Site(
             path=path + suffix,
             op=entry.site_type.op,
-            weight_shape=entry.call.weight_shape,
+            weight_shape=() if entry.product else entry.call.weight_shape,
             macs=-(-entry.macs // share),
             weight_count=entry.weight_count,
             input_size=-(-entry.input_size // share),
             output_size=-(-entry.output_size // share),
             calls=entry.calls,
             weights=entry.weights,
+            product=entry.product,
         )

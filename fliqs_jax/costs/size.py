@@ -79,6 +79,8 @@ def make_site_storage(
 
 def _channels(site: Site) -> int:
     """Output channels: what the layer does not sum over."""
+    if not site.weight_count:  # an attention product: its operands are not stored
+        return 0
     axes = range(len(site.weight_shape))
     # A site written by hand need not name its weights: linen's channel axis is last.
     contracted = site.weights[0].contracted_axes if site.weights else axes[:-1]

@@ -6,6 +6,7 @@ runs. It holds no variables and trains nothing; which formats to use is `policy`
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
+from fliqs_jax.attention_products import PRODUCT_NAMES, has_products, with_products
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import observations, riding
 from fliqs_jax.quantized_model.observations import Observations
-from fliqs_jax.quantized_model.weights import quantize_weights
+from fliqs_jax.quantized_model.weights import (
+    quantize_second_operand,
+    quantize_weights,
+)
 from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
 from fliqs_jax.site_types import site_type_of
 from fliqs_jax.sites import Site, find_sites
 
 _FORMAT = "fliqs_jax_format"
+_SECOND_FORMAT = _FORMAT + "_second"  # of the key or value of a product
 
 
 class QuantizedModel:
@@ -38,10 +44,17 @@ class QuantizedModel:
     per tensor, on each device under `shard_map`). A weight clip c sets the scale to
     c * RMS / max_value, an activation clip b to b / max_value.
 
+    Sites of op "attention_product" (on request, see `find_sites`) have both operands of
+    their product quantized, one scale a tensor each: query and probabilities as the
+    inputs of other sites are, key and value as weights. The query is quantized after
+    its division by the root of the head size, the probabilities after dropout.
+
     Args:
       model: the linen module.
       sites: its sites, where the model's own arguments do not lead to all of them (an
         `apply` with `method=...`); None finds them from the arguments of the call.
+      attention_products: find the products inside attention layers, too; where `sites`
+        are given, these decide.
       per_channel: one scale per output channel of a weight instead of one per tensor.
       clip_gradient: False passes the gradient of clipped values too.
 
@@ -62,6 +75,7 @@ class QuantizedModel:
         model: Any,
         *,
         sites: Sequence[Site] | None = None,
+        attention_products: bool = False,
         per_channel: bool = False,
         clip_gradient: bool = True,
     ):
@@ -71,6 +85,7 @@ class QuantizedModel:
                 " linen module itself, for example nn.Dense(10)"
             )
         self.model = model
+        self.attention_products = attention_products
         self.per_channel = per_channel
         self.clip_gradient = clip_gradient
         self._given = None if sites is None else tuple(sites)
@@ -87,7 +102,9 @@ class QuantizedModel:
         leaves, tree = jax.tree.flatten((args, kwargs))
         key = (tree, tuple(_static_key(leaf) for leaf in leaves))
         if key not in self._found:
-            self._found[key] = find_sites(self.model, *args, **kwargs)
+            self._found[key] = find_sites(
+                self.model, *args, attention_products=self.attention_products, **kwargs
+            )
         return self._found[key]
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> PyTree:
@@ -193,38 +210,80 @@ class QuantizedModel:
         )
         rows = riding.pack_formats(formats.activation, formats.activation_clip)
         riding.place_rows(flat, groups, _FORMAT, rows)
+        products = [group for group in groups if group.product]
+        riding.place_rows(flat, products, _SECOND_FORMAT, weight_rows)
         return flat
 
     def _quantize_input(self, next_fun, args, kwargs, context):
-        if not (site_type := site_type_of(context)):
-            return next_fun(*args, **kwargs)
-        row = context.module.get_variable("params", _FORMAT)
-        inputs, rejoin = site_type.split_inputs(args, kwargs)
+        return self._intercept(next_fun, args, kwargs, context, self._quantized)
+
+    def _observe_input(self, next_fun, args, kwargs, context):
+        def change(inputs, module, product=None):
+            inputs = _observed(inputs, module, product)
+            return self._quantized(inputs, module, product)
+
+        return self._intercept(next_fun, args, kwargs, context, change)
+
+    def _intercept(self, next_fun, args, kwargs, context, change):
+        """Calls next_fun with `change` applied to the inputs of the sites in it."""
+        module = context.module
+
+        def contract(name, einsum, equation, first, second):
+            (first,) = change([first], module, name)
+            if (row := _row(module, _SECOND_FORMAT, name)) is not None:
+                second = quantize_second_operand(
+                    second, row, clip_gradient=self.clip_gradient
+                )
+            return einsum(equation, first, second)
+
+        if has_products(context) and _products_ride(module):
+            next_fun = with_products(next_fun, context, contract)
+        if site_type := site_type_of(context):
+            inputs, rejoin = site_type.split_inputs(args, kwargs)
+            args, kwargs = rejoin(change(inputs, module))
+        return next_fun(*args, **kwargs)
+
+    def _quantized(self, inputs, module, product=None):
+        """Returns a site's inputs on the grid that rides in its scope, if any."""
+        row = _row(module, _FORMAT, product)
         types = [jnp.result_type(x) for x in inputs]
         if row is None or not all(jnp.issubdtype(x, jnp.floating) for x in types):
-            return next_fun(*args, **kwargs)
+            return inputs
         inputs = [jnp.asarray(x) for x in inputs]
-        fmt, clip = riding.unpack_format(row.reshape(-1))
+        fmt, clip = riding.unpack_format(row)
         if (bound := clip) is None:
             bounds = [absmax_bound(lax.stop_gradient(x)) for x in inputs]
             bound = functools.reduce(jnp.maximum, bounds)
         scale = scale_of_bound(bound, fmt)
-        quantize = functools.partial(
-            fake_quantize, fmt=fmt, scale=scale, clip_gradient=self.clip_gradient
-        )
-        args, kwargs = rejoin([quantize(x) for x in inputs])
-        return next_fun(*args, **kwargs)
+        return [
+            fake_quantize(x, fmt, scale=scale, clip_gradient=self.clip_gradient)
+            for x in inputs
+        ]
 
-    def _observe_input(self, next_fun, args, kwargs, context):
-        if site_type := site_type_of(context):
-            get = context.module.get_variable
-            inputs, rejoin = site_type.split_inputs(args, kwargs)
-            inputs = [jnp.asarray(x) for x in inputs]
-            sums = get("params", observations.SUMS)
-            if sums is not None and all(x.size for x in inputs):
-                maxima = get("params", observations.MAXIMA)
-                args, kwargs = rejoin(observations.observe_inputs(inputs, sums, maxima))
-        return self._quantize_input(next_fun, args, kwargs, context)
+
+def _observed(inputs: list, module: nn.Module, product: str | None) -> list:
+    """Returns a site's inputs, their statistics carried out if zeros ride in."""
+    sums = _leaf(module, observations.SUMS, product)
+    if sums is None or not all(jnp.size(x) for x in inputs):
+        return inputs
+    maxima = _leaf(module, observations.MAXIMA, product)
+    inputs = [jnp.asarray(x) for x in inputs]
+    return observations.observe_inputs(inputs, sums, maxima)
+
+
+def _leaf(module: nn.Module, name: str, product: str | None) -> Any:
+    return module.get_variable("params", riding.leaf_name(name, product))
+
+
+def _row(module: nn.Module, name: str, product: str | None) -> Any:
+    leaf = _leaf(module, name, product)
+    return None if leaf is None else leaf.reshape(-1)
+
+
+def _products_ride(module: nn.Module) -> bool:
+    """Returns whether numbers of an attention layer's products ride in its scope."""
+    leaves = itertools.product((_FORMAT, observations.SUMS), PRODUCT_NAMES)
+    return any(_leaf(module, *leaf) is not None for leaf in leaves)
 
 
 def _static_key(leaf: Any) -> Any:
@@ -255,7 +314,11 @@ def _site_formats(policy: Policy | SiteFormats, sites: tuple[Site, ...]) -> Site
 def _restored(mutated: Any, flat: riding.FlatParams, given: riding.FlatParams) -> dict:
     """Returns params after the model: nothing rides, quantized weights are float."""
     returned = riding.flatten_params(mutated["params"])
-    kept = {path: leaf for path, leaf in returned.items() if path[-1] != _FORMAT}
+    kept = {
+        path: leaf
+        for path, leaf in returned.items()
+        if not path[-1].startswith(_FORMAT)
+    }
     quantized = {path for path, leaf in given.items() if flat[path] is not leaf}
     restored = {path: given[path] for path in quantized}
     return riding.unflatten_params({**kept, **restored})

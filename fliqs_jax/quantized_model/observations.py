@@ -53,9 +53,9 @@ def zero_leaves(groups: Sequence[SiteGroup], num_samples: int) -> FlatParams:
     leaves = {}
     for group in groups:
         shape = group.leaf_shape(_NUM_STATISTICS + num_samples)
-        leaves[*group.scope, SUMS] = jnp.zeros(shape, jnp.float32)
+        leaves[group.leaf_path(SUMS)] = jnp.zeros(shape, jnp.float32)
         if group.calls > 1:
-            leaves[*group.scope, MAXIMA] = lax.full(
+            leaves[group.leaf_path(MAXIMA)] = lax.full(
                 group.leaf_shape(2), -np.inf, _MAX_DTYPE
             )
     return leaves
@@ -70,10 +70,9 @@ def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations
     valid = (calls > 0) & ((calls < 1.5) | (expected > 1))
     repeated = [group for group in groups if group.calls > 1]
     if repeated:
+        paths = [group.leaf_path(MAXIMA) for group in repeated]
         maxima = {
-            path: lax.convert_element_type(leaf, jnp.float32)
-            for path, leaf in leaves.items()
-            if path[-1] == MAXIMA
+            path: lax.convert_element_type(leaves[path], jnp.float32) for path in paths
         }
         extremes = collect_rows(maxima, repeated, MAXIMA)
         absmax = absmax.at[expected > 1].set(extremes[:, 0])

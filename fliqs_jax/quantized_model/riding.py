@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from fliqs_jax.attention_products import KERNEL_RANK
 from fliqs_jax.formats import Format
-from fliqs_jax.sites import Site, Weight
+from fliqs_jax.sites import Product, Site, Weight
 
 # Parameters by path. Boxed ones (nn.Partitioned) are leaves here.
 FlatParams = dict[tuple[str, ...], Any]
@@ -26,8 +27,9 @@ class SiteGroup(NamedTuple):
     """The sites that share one place in the params tree: a layer, or a whole stack."""
 
     scope: tuple[str, ...]
+    product: Product | None  # of an attention layer, which has two in its scope
     weights: tuple[Weight, ...]
-    rank: int  # of one layer's first weight
+    rank: int  # of one layer's first weight, or of an attention layer's kernels
     stack_shape: tuple[int, ...]
     rows: slice  # of arrays over all sites [L, ...]
     calls: int  # of one layer in one run of the model
@@ -35,12 +37,17 @@ class SiteGroup(NamedTuple):
     @property
     def stack_axes(self) -> tuple[int, ...]:
         """Axes of a stored leaf that index the layers of the stack."""
-        return self.weights[0].stack_axes if self.weights else ()
+        stacked = self.product or (self.weights[0] if self.weights else None)
+        return stacked.stack_axes if stacked else ()
 
     @property
     def num_layers(self) -> int:
         """Sites in the group."""
         return math.prod(self.stack_shape)
+
+    def leaf_path(self, name: str) -> tuple[str, ...]:
+        """Path of the leaf that carries the numbers called `name`."""
+        return *self.scope, leaf_name(name, self.product and self.product.name)
 
     def leaf_shape(self, row_length: int) -> tuple[int, ...]:
         """Shape of a leaf that holds a row of numbers for each layer."""
@@ -56,16 +63,32 @@ class SiteGroup(NamedTuple):
         return [row_length] + [1] * (self.rank - 1 if self.stack_axes else 0)
 
 
+def leaf_name(name: str, product: str | None = None) -> str:
+    """Returns the name of a riding leaf in its scope: a product's has its own."""
+    return name if product is None else f"{name}_{product}"
+
+
 def group_sites(sites: Sequence[Site]) -> tuple[SiteGroup, ...]:
     """Joins the layers of each stack; other sites are groups of one."""
     groups, start = [], 0
-    for scope, members in itertools.groupby(sites, lambda site: site.module_path):
+    place = lambda site: (site.module_path, site.product)  # noqa: E731
+    for (scope, product), members in itertools.groupby(sites, place):
         *_, last = members
         # The last layer's index is one less than the stack's size along each axis.
         shape = tuple(index + 1 for index in last.layer)
         rows = slice(start, start + math.prod(shape))
-        rank = len(last.weight_shape)
-        groups.append(SiteGroup(scope, last.weights, rank, shape, rows, last.calls))
+        rank = KERNEL_RANK if product else len(last.weight_shape)
+        groups.append(
+            SiteGroup(
+                scope=scope,
+                product=product,
+                weights=last.weights,
+                rank=rank,
+                stack_shape=shape,
+                rows=rows,
+                calls=last.calls,
+            )
+        )
         start = rows.stop
     return tuple(groups)
 
@@ -92,7 +115,9 @@ def place_rows(
         layer_shape = group.row_shape(rows.shape[-1])
         leaf = rows[group.rows].reshape(*group.stack_shape, *layer_shape)
         stacked_first = tuple(range(len(group.stack_axes)))
-        flat[*group.scope, name] = jnp.moveaxis(leaf, stacked_first, group.stack_axes)
+        flat[group.leaf_path(name)] = jnp.moveaxis(
+            leaf, stacked_first, group.stack_axes
+        )
 
 
 def collect_rows(
@@ -101,7 +126,7 @@ def collect_rows(
     """Undoes `place_rows`."""
     parts = []
     for group in groups:
-        leaf = flat[*group.scope, name]
+        leaf = flat[group.leaf_path(name)]
         stacked_first = tuple(range(len(group.stack_axes)))
         leaf = jnp.moveaxis(leaf, group.stack_axes, stacked_first)
         parts.append(leaf.reshape(math.prod(group.stack_shape), -1))

@@ -1,4 +1,4 @@
-"""Fake quantization of a model's weights, as a map over its params tree."""
+"""Fake quantization of weights: as a map over the params tree, and one by one."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,6 @@ from fliqs_jax.quantized_model.riding import (
     unpack_format,
 )
 from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
-from fliqs_jax.sites import Weight
 
 
 def quantize_weights(
@@ -47,7 +46,8 @@ def quantize_weights(
                 )
 
             def quantize(layer, row, weight=weight):
-                scale = _scale(layer, row, weight, per_channel)
+                contracted = weight.contracted_axes if per_channel else None
+                scale = _scale(layer, row, contracted)
                 fmt, _ = unpack_format(row)
                 return fake_quantize(
                     layer, fmt, scale=scale, clip_gradient=clip_gradient
@@ -59,28 +59,38 @@ def quantize_weights(
     return quantized
 
 
+def quantize_second_operand(
+    x: Float[Array, "..."], row: Float[Array, "P"], *, clip_gradient: bool
+) -> Float[Array, "..."]:
+    """Returns the key or value of an attention product as a weight is quantized.
+
+    Its clip counts in units of the RMS as a weight's, but of the whole tensor: its
+    values are the batch's own, so no statistics of earlier ones are needed.
+    """
+    fmt, _ = unpack_format(row)
+    return fake_quantize(x, fmt, scale=_scale(x, row), clip_gradient=clip_gradient)
+
+
 def _scale(
     layer: Float[Array, "..."],
     row: Float[Array, "P"],
-    weight: Weight,
-    per_channel: bool,
+    contracted: tuple[int, ...] | None = None,
 ) -> Float[Array, "..."]:
     r"""Returns the scale of one layer's weight.
 
     .. math:: s = \min(\max |w|, c \, \sqrt{\overline{w^2}}) / v_{max}
 
-    Maximum and mean run over each output channel, or over the tensor. Without a clip
+    Maximum and mean run over the contracted axes, or over the tensor. Without a clip
     factor c the maximum decides alone.
     """
     fmt, clip = unpack_format(row)
     layer = lax.stop_gradient(layer)
     kept = None
-    if per_channel:
-        kept = tuple(a for a in range(layer.ndim) if a not in weight.contracted_axes)
+    if contracted is not None:
+        kept = tuple(a for a in range(layer.ndim) if a not in contracted)
     bound = absmax_bound(layer, axis=kept)
     if clip is not None:
-        axes = weight.contracted_axes if per_channel else None
         square = jnp.square(layer.astype(jnp.float32))
-        rms = jnp.sqrt(jnp.mean(square, axis=axes, keepdims=per_channel))
+        rms = jnp.sqrt(jnp.mean(square, axis=contracted, keepdims=kept is not None))
         bound = jnp.minimum(bound, clip * rms)
     return scale_of_bound(bound, fmt)
