@@ -102,6 +102,12 @@ common.define(
 common.define("bool", "per_channel", None, "One weight scale an output channel.")
 common.define("bool", "clip_gradient", None, "No gradient to clipped values.")
 common.define("bool", "weights_only", False, "Search the weights' formats alone.")
+common.define(
+    "bool",
+    "attention_products",
+    False,
+    "Formats for q k^T and softmax(.) v, too, the products in attention layers.",
+)
 common.define("bool", "separate", False, "A decision each for weights and input.")
 common.define(
     "list", "pins", [], "Fixed sites, path or regex: Conv_0=int8,Dense_0=int8."
@@ -128,7 +134,11 @@ def run() -> None:
         print(note)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
-    sites = image_sites(model, dataset.train.image_shape)
+    sites = image_sites(
+        model,
+        dataset.train.image_shape,
+        attention_products=FLAGS.attention_products,
+    )
     space = search_space(sites, FLAGS.formats)
     cost = common.site_cost(per_channel=settings.per_channel)
     policy = fixed_policy(space, cost)

@@ -109,7 +109,7 @@ def make_site_latency(device: Device, *, batch_size: int = 1) -> SiteCost:
     P is the device's peak at the next supported width, W its bandwidth, n, i and o are
     the weights, input and output elements. Weights move once a batch, the input once,
     and the output is written as wide as the input (whose reader's format a single site
-    does not know).
+    does not know). Of an attention product neither key nor value counts as moved.
 
     Args:
       device: one of `DEVICES`, or your own.

@@ -1,6 +1,8 @@
 """Compute costs: bit operations, and a linear model of hardware with few widths.
 
-Per example and forward pass; contractions with weights only, nothing else is counted.
+Per example and forward pass; only what `find_sites` lists is counted: contractions with
+weights and, on request, the products inside attention layers. Where weights and inputs
+are spoken of, read key and query there, or value and probabilities.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Storage costs: bits of the weights, with or without scales, and mean widths.
 
 Of the sites' weights only: biases, normalisation and embeddings are not quantized and
-not counted.
+not counted. The products inside attention layers store nothing and count 0.
 """
 
 import math

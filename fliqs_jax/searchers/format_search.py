@@ -241,6 +241,7 @@ def search_formats(
             "num_classes": dataset.num_classes,
             "image_shape": list(dataset.train.image_shape),
             "per_channel": fliqs.per_channel,
+            "attention_products": any(site.product for site in space.sites),
         },
     }
     if variables is not None:

@@ -102,7 +102,11 @@ def load_network(workdir: str | os.PathLike, model: nn.Module | None = None) -> 
         model = _recreate(network, folder)
     policy = Policy.load(folder / "policy.json")
     tree = jax.tree.map(jnp.asarray, restore_tree(folder / _FOLDER))
-    sites = image_sites(model, network["image_shape"])
+    sites = image_sites(
+        model,
+        network["image_shape"],
+        attention_products=network.get("attention_products", False),
+    )
     classifier = Classifier(
         quantized=QuantizedModel(
             model,

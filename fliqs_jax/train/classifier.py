@@ -49,8 +49,15 @@ def training_arguments(model: Any, train: bool) -> dict[str, bool]:
     }
 
 
-def image_sites(model: nn.Module, image_shape: Sequence[int]) -> tuple[Site, ...]:
+def image_sites(
+    model: nn.Module, image_shape: Sequence[int], *, attention_products: bool = False
+) -> tuple[Site, ...]:
     """Returns the sites of an image classifier, by shapes alone.
+
+    Args:
+      model: a linen module called with images.
+      image_shape: of one image, [H, W, C].
+      attention_products: with the products inside attention layers; see `find_sites`.
 
     Example:
       >>> from fliqs_jax.models import create_model
@@ -58,7 +65,8 @@ def image_sites(model: nn.Module, image_shape: Sequence[int]) -> tuple[Site, ...
       ['Dense_0', 'Dense_1', 'Dense_2']
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return find_sites(model, image, **training_arguments(model, train=False))
+    arguments = training_arguments(model, train=False)
+    return find_sites(model, image, attention_products=attention_products, **arguments)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
