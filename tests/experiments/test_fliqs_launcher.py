@@ -104,6 +104,33 @@ def test_network_loads_in_one_line_and_classifies(finished):
     assert hits.mean() == pytest.approx(summary["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
+def test_attention_products_are_searched_saved_and_loaded(tmp_path):
+    workdir = tmp_path / "vit"
+    changed = {
+        "--model": "--model=vit_mini",
+        "--learning_rate": "--learning_rate=0.003",
+    }
+    arguments = [changed.get(flag.partition("=")[0], flag) for flag in SMALL]
+    small = "--model_options=patch_size=2,dim=24,num_layers=2"
+    options = ["--optimizer=adamw", "--attention_products", small]
+    launch(fliqs, *arguments, *options, f"--workdir={workdir}")
+    policy = fq.Policy.load(workdir / "policy.json")
+    products = [path for path in policy if path.endswith(("/scores", "/values"))]
+    assert len(products) == 4 and len(policy) == 2 + 2 * 8
+    # Probabilities are never negative, so their integers have no sign.
+    assert all(policy[p][1][0] == "u" for p in products if p.endswith("values"))
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["cost_ratio"] <= 1.0 and summary["compile_count"] == 1
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["network"]["attention_products"]
+    network, test = fq.load_network(workdir), fq.load_dataset("digits").test
+    hits = np.asarray(network(test.images)).argmax(1) == test.labels
+    assert hits.mean() == pytest.approx(summary["accuracy"], abs=1e-6)
+    report = (workdir / "report.html").read_text()
+    assert "attention_product" in report
+
+
 def test_finished_run_is_reported_not_repeated(finished, capsys):
     before = (finished / "summary.json").stat().st_mtime_ns
     launch(fliqs, *SMALL, f"--workdir={finished}")

@@ -90,9 +90,32 @@ _LAYER = {
     "Dense_1": 6 * 4 * 8,  # made second, called first
     "Dense_0": 6 * 8 * 4,
 }
-_STACK = {
-    f"layers/{path}[{i}]": macs for path, macs in _LAYER.items() for i in range(3)
-} | {"Dense_0": 8}
+
+
+def stack_macs(layer):
+    macs = {f"layers/{path}[{i}]": layer[path] for path in layer for i in range(3)}
+    return macs | {"Dense_0": 8}
+
+
+def with_products(macs, layer, product):
+    """The same MACs with those of an attention layer's products, before its "out"."""
+    counted = {}
+    for path, number in macs.items():
+        if path == f"{layer}/out":
+            counted |= {f"{layer}/scores": product, f"{layer}/values": product}
+        counted[path] = number
+    return counted
+
+
+_ATTENTION = {
+    f"MultiHeadDotProductAttention_0/{name}": 6 * 4 * 8
+    for name in ("query", "key", "value", "out")
+} | {"Dense_0": 12}
+_LAYER_WITH_PRODUCTS = with_products(
+    _LAYER,
+    "MultiHeadDotProductAttention_0",
+    2 * 6 * 6 * 2,  # heads, queries, keys, head size
+)
 
 
 SMALL = {
@@ -117,28 +140,36 @@ SMALL = {
             "Dense_0": 6 * 2 * 5 * 2,
         },
     ),
-    "attention": Case(
+    "attention": Case(Attention(), floats(6, 4), _ATTENTION),
+    "attention with its products": Case(
         Attention(),
         floats(6, 4),
-        {
-            f"MultiHeadDotProductAttention_0/{name}": 6 * 4 * 8
-            for name in ("query", "key", "value", "out")
-        }
-        | {"Dense_0": 12},
+        with_products(
+            _ATTENTION, "MultiHeadDotProductAttention_0", product=2 * 6 * 6 * 4
+        ),
+        attention_products=True,
     ),
     "scan of remat": Case(
         Stack(),
         floats(6, 4),
-        _STACK,
+        stack_macs(_LAYER),
         unrolled=Unrolled(),
         stacks={"layers": 0},
     ),
     "scan, axis 1": Case(
         Stack(axis=1),
         floats(6, 4),
-        _STACK,
+        stack_macs(_LAYER),
         unrolled=Unrolled(),
         stacks={"layers": 1},
+    ),
+    "scan with its products": Case(
+        Stack(axis=1),
+        floats(6, 4),
+        stack_macs(_LAYER_WITH_PRODUCTS),
+        unrolled=Unrolled(),
+        stacks={"layers": 1},
+        attention_products=True,
     ),
     "shared": Case(Shared(), floats(4), {"Dense_0": 2 * 16, "Dense_1": 8}),
     "dropout": Case(

@@ -43,6 +43,7 @@ class Case:
     unrolled: nn.Module | None = None
     stacks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> axis
     int8_error: float = 0.05  # at most, of the outputs' largest magnitude
+    attention_products: bool = False
     joined: tuple[str, ...] = ()  # modules that are one site with all kernels in them
 
 
@@ -55,7 +56,9 @@ class Run:
         variables = jax.jit(case.model.init)(jax.random.key(0), *self.inputs)
         # Zero biases and unit norms would hide a mistake.
         self.variables = jax.tree.map(lambda leaf: leaf + 0.01, variables)
-        self.quantized = QuantizedModel(case.model)
+        self.quantized = QuantizedModel(
+            case.model, attention_products=case.attention_products
+        )
         self.sites = self.quantized.sites(*self.inputs, **case.kwargs)
         self.arguments = {"rngs": {"dropout": jax.random.key(3)}, **case.kwargs}
         self.traces = 0
