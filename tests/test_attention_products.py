@@ -225,9 +225,9 @@ def test_fp32_changes_no_bit_and_int3_does(settings):
 
 
 def on_grid(x, bits, bound):
-    """Two's complement with one scale, by hand."""
+    """Two's complement, by hand."""
     top = 2 ** (bits - 1) - 1
-    scale = np.float64(bound) / top
+    scale = np.asarray(bound, np.float64) / top
     return np.clip(np.round(np.asarray(x, np.float64) / scale), -top - 1, top) * scale
 
 
@@ -274,12 +274,13 @@ def test_output_equals_attention_quantized_by_hand(cross, clipped):
     got = jax.jit(lambda f: qm.apply(variables, X, keys, policy=f, mask=mask))(formats)
 
     def bound(name, x):
-        largest = np.abs(x).max()
         if not clipped:
-            return largest
+            return np.abs(x).max()
         if name in bounds:
             return bounds[name]
-        return min(largest, factors[name] * np.sqrt(np.square(x).mean()))
+        axes = {"axis": (1, 2, 3), "keepdims": True}  # each example's own
+        rms = np.sqrt(np.square(x).mean(**axes))
+        return np.minimum(np.abs(x).max(**axes), factors[name] * rms)
 
     params = variables["params"]
     query, key, value = operands_by_hand(params, X, keys)

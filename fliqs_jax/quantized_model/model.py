@@ -45,9 +45,11 @@ class QuantizedModel:
     c * RMS / max_value, an activation clip b to b / max_value.
 
     Sites of op "attention_product" (on request, see `find_sites`) have both operands of
-    their product quantized, one scale a tensor each: query and probabilities as the
-    inputs of other sites are, key and value as weights. The query is quantized after
-    its division by the root of the head size, the probabilities after dropout.
+    their product quantized: query and probabilities as the inputs of other sites are;
+    key and value as weights, with one scale a tensor, or where clips are given, one
+    scale an example (RMS and maximum over its positions, heads and components). The
+    query is quantized after its division by the root of the head size, the
+    probabilities after dropout.
 
     Args:
       model: the linen module.

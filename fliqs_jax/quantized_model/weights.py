@@ -60,15 +60,18 @@ def quantize_weights(
 
 
 def quantize_second_operand(
-    x: Float[Array, "..."], row: Float[Array, "P"], *, clip_gradient: bool
-) -> Float[Array, "..."]:
-    """Returns the key or value of an attention product as a weight is quantized.
+    x: Float[Array, "*B K heads size"], row: Float[Array, "P"], *, clip_gradient: bool
+) -> Float[Array, "*B K heads size"]:
+    """Returns the key or value of an attention product on its format's grid.
 
-    Its clip counts in units of the RMS as a weight's, but of the whole tensor: its
-    values are the batch's own, so no statistics of earlier ones are needed.
+    As a weight: a clip counts in units of the RMS, here of each example. So no
+    statistics of earlier batches are needed, and where clips are given, what an example
+    gives does not depend on the others of its batch. Without, one scale a tensor.
     """
-    fmt, _ = unpack_format(row)
-    return fake_quantize(x, fmt, scale=_scale(x, row), clip_gradient=clip_gradient)
+    fmt, clip = unpack_format(row)
+    example = None if clip is None else tuple(range(x.ndim - 3, x.ndim))
+    scale = _scale(x, row, example)
+    return fake_quantize(x, fmt, scale=scale, clip_gradient=clip_gradient)
 
 
 def _scale(

@@ -107,17 +107,15 @@ def test_network_loads_in_one_line_and_classifies(finished):
 @pytest.mark.slow
 def test_attention_products_are_searched_saved_and_loaded(tmp_path):
     workdir = tmp_path / "vit"
-    changed = {
-        "--model": "--model=vit_mini",
-        "--learning_rate": "--learning_rate=0.003",
-    }
-    arguments = [changed.get(flag.partition("=")[0], flag) for flag in SMALL]
-    small = "--model_options=patch_size=2,dim=24,num_layers=2"
-    options = ["--optimizer=adamw", "--attention_products", small]
-    launch(fliqs, *arguments, *options, f"--workdir={workdir}")
+    changed = (
+        *("--model=vit_mini", "--model_options=patch_size=2,dim=12,num_layers=1"),
+        *("--optimizer=adamw", "--learning_rate=0.003", "--attention_products"),
+        *("--steps=32", "--policy_samples=2"),
+    )
+    launch(fliqs, *SMALL, *changed, f"--workdir={workdir}")
     policy = fq.Policy.load(workdir / "policy.json")
     products = [path for path in policy if path.endswith(("/scores", "/values"))]
-    assert len(products) == 4 and len(policy) == 2 + 2 * 8
+    assert len(products) == 2 and len(policy) == 2 + 8
     # Probabilities are never negative, so their integers have no sign.
     assert all(policy[p][1][0] == "u" for p in products if p.endswith("values"))
     summary = json.loads((workdir / "summary.json").read_text())
