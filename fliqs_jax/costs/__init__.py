@@ -1,5 +1,11 @@
 """Costs: what a policy is worth paying for, as numbers, tables and budgets."""
 
+from fliqs_jax.costs.allocation import (
+    allocate_exact,
+    allocate_greedy,
+    monotone_values,
+    total_value,
+)
 from fliqs_jax.costs.budget import check_feasible, most_probable_within
 from fliqs_jax.costs.cost_table import CostTable, JointChoice, cost_table
 from fliqs_jax.costs.latency import DEVICES, Device, latency_s, make_site_latency
@@ -35,6 +41,8 @@ __all__ = [
     "Measurement",
     "SiteCost",
     "SiteFilter",
+    "allocate_exact",
+    "allocate_greedy",
     "average_activation_bits",
     "average_bits",
     "bops",
@@ -46,6 +54,7 @@ __all__ = [
     "make_site_storage",
     "make_table_latency",
     "model_bits",
+    "monotone_values",
     "most_probable_within",
     "policy_cost",
     "random_policies_of_equal_cost",
@@ -55,4 +64,5 @@ __all__ = [
     "site_price",
     "site_size",
     "storage_bits",
+    "total_value",
 ]

@@ -45,6 +45,15 @@ def check_feasible(table: CostTable, target: int | float) -> None:
         )
 
 
+def check_within_reach(table: CostTable, budget: int | float) -> None:
+    """Raises ValueError, naming the least reachable cost, if no options fit."""
+    if not budget >= table.minimum():  # also refuses NaN
+        raise ValueError(
+            f"budget {_number(budget)} is out of reach: the least reachable cost is"
+            f" {_number(table.minimum())}. Raise the budget, or add a cheaper format"
+        )
+
+
 def most_probable_within(
     log_probabilities: Float[ArrayLike, "L K"], table: CostTable, budget: int | float
 ) -> Int[np.ndarray, "L"]:
@@ -90,11 +99,7 @@ def most_probable_within(
         raise ValueError(
             f"log_probabilities are NaN for decision {space.decision_names[row]!r}"
         )
-    if not budget >= table.minimum():
-        raise ValueError(
-            f"budget {_number(budget)} is out of reach: the least reachable cost is"
-            f" {_number(table.minimum())}. Raise the budget, or add a cheaper format"
-        )
+    check_within_reach(table, budget)
     values = np.maximum(values, _LEAST_LOG_PROBABILITY)
     classes = [
         _Class(
@@ -113,7 +118,7 @@ def most_probable_within(
             options[list(choice.decisions)] = choice.options[row]
         if table.exact_cost(options) <= budget:
             break
-    return _spend_rest_on_ties(options, values, table, budget)
+    return spend_rest_on_ties(options, values, table, budget)
 
 
 def _number(value: int | float) -> str:
@@ -230,10 +235,10 @@ def _extend(
     return rows[::-1], complete
 
 
-def _spend_rest_on_ties(
+def spend_rest_on_ties(
     options: np.ndarray, values: np.ndarray, table: CostTable, budget: int | float
 ) -> np.ndarray:
-    """Moves decisions to costlier, equally probable options while the budget lasts."""
+    """Moves decisions to costlier options of equal value while the budget lasts."""
     for decision, row in enumerate(values):
         best, best_cost = options[decision], table.exact_cost(options)
         for option in np.flatnonzero(row == row[options[decision]]):

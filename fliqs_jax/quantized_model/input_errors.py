@@ -1,0 +1,101 @@
+"""What quantizing a site's input would do to the loss, to second order.
+
+Carried out of a model as the gradient of riding zeros, as in `observations`: the
+backward pass knows the gradient at each input, and the candidate formats ride in. The
+model itself runs as its policy says; the candidates are not applied to it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from fliqs_jax.policy import SiteFormats
+from fliqs_jax.quantized_model import riding
+from fliqs_jax.quantizers import fake_quantize, scale_of_bound
+from fliqs_jax.site_types import site_type_of
+from fliqs_jax.sites import Site, first_input, replace_first_input
+
+_ZEROS, _CANDIDATES = "fliqs_jax_input_errors", "fliqs_jax_candidates"
+
+
+def input_error_zeros(num_sites: int, num_options: int) -> Float[Array, "S K"]:
+    """Returns what `riding_errors` takes; its gradient is the result."""
+    return jnp.zeros((num_sites, num_options), jnp.float32)
+
+
+def riding_errors(
+    params: PyTree,
+    sites: tuple[Site, ...],
+    zeros: Float[Array, "S K"],
+    candidates: SiteFormats,
+) -> PyTree:
+    r"""Returns params in which zeros and candidate formats ride.
+
+    Applied inside `with carrying_errors():`, a scalar loss L of the model has with
+    respect to the zeros the "gradient"
+
+    .. math:: a_{sk} = \sum_i \left( \frac{\partial L}{\partial x_{si}} \right)^2
+        \left( Q_k(x_{si}) - x_{si} \right)^2
+
+    Sums run over the elements of the site's input x_s and over its calls.
+
+    Args:
+      params: parameters of the model, without boxes.
+      sites: its S sites.
+      zeros: from `input_error_zeros`.
+      candidates: formats and clip bounds of the inputs at each of the K options, fields
+        of shape [K, S].
+    """
+    groups = riding.group_sites(sites)
+    pack = jax.vmap(riding.pack_formats)
+    rows = jnp.moveaxis(pack(candidates.activation, candidates.activation_clip), 0, 1)
+    flat = riding.flatten_params(params)
+    riding.place_rows(flat, groups, _ZEROS, zeros)
+    riding.place_rows(flat, groups, _CANDIDATES, rows.reshape(len(rows), -1))
+    return riding.unflatten_params(flat)
+
+
+def carrying_errors():
+    """Returns the context in which a model's sites report; see `riding_errors`."""
+    return nn.intercept_methods(_intercept)
+
+
+def _intercept(next_fun, args, kwargs, context):
+    zeros = context.module.get_variable("params", _ZEROS)
+    if zeros is None or not site_type_of(context):
+        return next_fun(*args, **kwargs)
+    x = first_input(args, kwargs)
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        return next_fun(*args, **kwargs)
+    candidates = context.module.get_variable("params", _CANDIDATES)
+    x = _carry_out(jnp.asarray(x), zeros, candidates)
+    args, kwargs = replace_first_input(args, kwargs, x)
+    return next_fun(*args, **kwargs)
+
+
+@jax.custom_vjp
+def _carry_out(x, zeros, candidates):
+    del zeros, candidates
+    return x
+
+
+def _carry_out_forward(x, zeros, candidates):
+    return x, (x, zeros, candidates)
+
+
+def _carry_out_backward(residuals, gradient):
+    x, zeros, candidates = residuals
+    square = jnp.square(gradient.astype(jnp.float32))
+
+    def weighted_error(row):
+        fmt, bound = riding.unpack_format(row)
+        on_grid = fake_quantize(x, fmt, scale=scale_of_bound(bound, fmt))
+        return jnp.sum(square * jnp.square((on_grid - x).astype(jnp.float32)))
+
+    rows = candidates.reshape(zeros.size, -1)
+    errors = jax.vmap(weighted_error)(rows)
+    return gradient, errors.reshape(zeros.shape), jnp.zeros_like(candidates)
+
+
+_carry_out.defvjp(_carry_out_forward, _carry_out_backward)
