@@ -12,12 +12,13 @@ import dataclasses
 import functools
 import inspect
 
+import flax.linen as nn
 from absl import app, flags
 
 import fliqs_jax as fq
 from experiments import common
 from fliqs_jax import controller, costs
-from fliqs_jax.data import augment, default_augmentation
+from fliqs_jax.data import Dataset, augment, default_augmentation
 from fliqs_jax.searchers.format_search import (
     PUBLISHED,
     FliqsSettings,
@@ -128,7 +129,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Turns the flags into objects and searches."""
-    job = common.job_settings()
+    common.job_settings()  # a mistake there shows before data is read
     settings = fliqs_settings()
     for note in idle_flags(settings):
         print(note)
@@ -140,22 +141,34 @@ def run() -> None:
         attention_products=FLAGS.attention_products,
     )
     space = search_space(sites, FLAGS.formats)
-    cost = common.site_cost(per_channel=settings.per_channel)
-    policy = fixed_policy(space, cost)
+    policy = fixed_policy(space, common.site_cost(per_channel=settings.per_channel))
     if policy is not None:
         # Room for the policy's own formats; nothing is searched.
         names = [name.removeprefix("u") for pair in policy.values() for name in pair]
         space = search_space(sites, list(dict.fromkeys([*FLAGS.formats, *names])))
+    train(model, dataset, space, workdir=FLAGS.workdir, policy=policy)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    space: fq.SearchSpace,
+    *,
+    workdir: str,
+    policy: fq.Policy | None,
+) -> None:
+    """Searches, or trains at a policy, as the flags say."""
+    settings = fliqs_settings()
     variables, record = common.initial_variables()
     augmentation = default_augmentation(FLAGS.dataset)
     search_formats(
         model,
         dataset,
         space,
-        workdir=FLAGS.workdir,
+        workdir=workdir,
         cost_target=FLAGS.cost_target,
-        job=job,
-        cost=cost,
+        job=common.job_settings(),
+        cost=common.site_cost(per_channel=settings.per_channel),
         cost_reference=FLAGS.cost_reference,
         fliqs=settings,
         optimizer=OptimizerSettings(

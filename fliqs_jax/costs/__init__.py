@@ -6,7 +6,11 @@ from fliqs_jax.costs.allocation import (
     monotone_values,
     total_value,
 )
-from fliqs_jax.costs.budget import check_feasible, most_probable_within
+from fliqs_jax.costs.budget import (
+    check_feasible,
+    check_target,
+    most_probable_within,
+)
 from fliqs_jax.costs.cost_table import CostTable, JointChoice, cost_table
 from fliqs_jax.costs.latency import DEVICES, Device, latency_s, make_site_latency
 from fliqs_jax.costs.latency_table import Contraction, LatencyTable, Measurement
@@ -47,6 +51,7 @@ __all__ = [
     "average_bits",
     "bops",
     "check_feasible",
+    "check_target",
     "cost_table",
     "latency_s",
     "linear_ops",

@@ -45,6 +45,29 @@ def check_feasible(table: CostTable, target: int | float) -> None:
         )
 
 
+def check_target(table: CostTable, fraction: float, reference: str) -> None:
+    """Raises unless a fraction of the reference's cost is a budget worth searching at.
+
+    As `check_feasible`, in the words of a launcher: fractions of the cost of the
+    uniform policy of the format `reference`.
+
+    Raises:
+      ValueError: if the fraction is not positive, or the budget is out of reach or does
+        nothing. The message names the fractions that the space reaches.
+    """
+    unit = table.reference(reference)
+    try:
+        if not fraction > 0 or not math.isfinite(fraction):
+            raise ValueError(f"cost_target must be positive, got {fraction}")
+        check_feasible(table, fraction * unit)
+    except ValueError as error:
+        raise ValueError(
+            f"cost_target {fraction:.4g} of uniform {reference}: {error}. "
+            f"As fractions, the space reaches {table.minimum() / unit:.4g} to "
+            f"{table.maximum() / unit:.4g}"
+        ) from None
+
+
 def check_within_reach(table: CostTable, budget: int | float) -> None:
     """Raises ValueError, naming the least reachable cost, if no options fit."""
     if not budget >= table.minimum():  # also refuses NaN

@@ -9,6 +9,11 @@ from fliqs_jax.report.html import render_report, write_report
 from fliqs_jax.report.probabilities import draw_expected_bits, draw_probabilities
 from fliqs_jax.report.reading import read_run
 from fliqs_jax.report.records import Run, SiteRecord
+from fliqs_jax.report.sensitivity import (
+    draw_sensitivity,
+    sensitivity_table,
+    write_sensitivity_plot,
+)
 from fliqs_jax.report.table import comparison_table, sites_table
 
 __all__ = [
@@ -20,9 +25,12 @@ __all__ = [
     "draw_formats",
     "draw_probabilities",
     "draw_search",
+    "draw_sensitivity",
     "draw_training",
     "read_run",
     "render_report",
+    "sensitivity_table",
     "sites_table",
     "write_report",
+    "write_sensitivity_plot",
 ]

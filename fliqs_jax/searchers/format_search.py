@@ -5,7 +5,6 @@ the job; evaluates; writes the results. What happens in a step is in `fliqs`.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from fliqs_jax.controller import Controller, default, entropy, published
 from fliqs_jax.costs import (
     CostTable,
     SiteCost,
-    check_feasible,
+    check_target,
     cost_table,
     make_site_storage,
     policy_cost,
@@ -33,14 +32,19 @@ from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs, Phases, Quality, negated_loss
 from fliqs_jax.searchers.network import save_network
-from fliqs_jax.searchers.results import describe_sites, write_results
+from fliqs_jax.searchers.results import (
+    SearchResult,
+    describe_sites,
+    finished_result,
+    write_results,
+)
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.mapping import make_mesh
 from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
-from fliqs_jax.train.workdir import open_workdir, read_json
+from fliqs_jax.train.workdir import open_workdir
 
 # (costs, target, phases) -> controller
 Recipe = Callable[[CostTable, float, Phases], Controller]
@@ -118,17 +122,6 @@ class OptimizerSettings:
         return make_optimizer(self.name, schedule, weight_decay=self.weight_decay)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """A finished search: what was found and where it lies."""
-
-    policy: Policy
-    accuracy: float  # test set, at the policy, in [0, 1]
-    cost: float  # in the cost's own unit
-    summary: Mapping[str, Any]  # as in summary.json
-    workdir: str
-
-
 def search_formats(
     model: nn.Module,
     dataset: Dataset,
@@ -187,7 +180,7 @@ def search_formats(
     reference = costs.reference(cost_reference)
     target = cost_target * reference
     if policy is None:
-        _check_target(costs, target, reference, cost_reference)
+        check_target(costs, cost_target, cost_reference)
     searching = policy is None
     phases = Phases.of(
         job.steps,
@@ -256,7 +249,7 @@ def search_formats(
     with open_workdir(workdir, identity, volatile=("session",)) as folder:
         if (folder / "summary.json").exists():
             say(f"{folder} holds a finished run")
-            return _finished(folder)
+            return finished_result(folder)
         state, evaluator, facts = run_job(
             searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
         )
@@ -284,21 +277,7 @@ def search_formats(
         }
         report = write_results(folder, policy=policy, summary=summary, say=say)
         say(f"report: {report}")
-        return _finished(folder)
-
-
-def _check_target(costs: CostTable, target: float, reference: float, name: str) -> None:
-    """Refuses a budget out of reach, in the words of the flag: a fraction."""
-    try:
-        if not target > 0 or not math.isfinite(target):
-            raise ValueError(f"cost_target must be positive, got {target / reference}")
-        check_feasible(costs, target)
-    except ValueError as error:
-        raise ValueError(
-            f"cost_target {target / reference:.4g} of uniform {name}: {error}. "
-            f"As fractions, the space reaches {costs.minimum() / reference:.4g} to "
-            f"{costs.maximum() / reference:.4g}"
-        ) from None
+        return finished_result(folder)
 
 
 def _check_variables(
@@ -331,14 +310,3 @@ def _uniform_policies(
             }
         )
     return rows
-
-
-def _finished(folder) -> SearchResult:
-    summary = read_json(folder / "summary.json")
-    return SearchResult(
-        policy=Policy.load(folder / "policy.json"),
-        accuracy=summary["accuracy"],
-        cost=summary["cost"],
-        summary=summary,
-        workdir=str(folder),
-    )

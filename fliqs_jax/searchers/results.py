@@ -3,6 +3,7 @@
 Writes `policy.json`, `summary.json` and `report.html`, and prints the table of sites.
 """
 
+import dataclasses
 import pathlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,20 @@ from typing import Any
 from fliqs_jax.policy import Policy
 from fliqs_jax.report import comparison_table, read_run, sites_table, write_report
 from fliqs_jax.sites import Site
-from fliqs_jax.train.workdir import write_json
+from fliqs_jax.train.workdir import read_json, write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """A finished search: what was found and where it lies."""
+
+    policy: Policy
+    accuracy: float  # test set, at the policy, in [0, 1]
+    cost: float  # in the cost's own unit
+    summary: Mapping[str, Any]  # as in summary.json
+    workdir: str
 
 
 def versions() -> dict[str, str]:
@@ -59,3 +71,15 @@ def write_results(
     say(sites_table(run.config.sites, run.policy))
     say(comparison_table(run))
     return report
+
+
+def finished_result(folder: pathlib.Path) -> SearchResult:
+    """Returns the result that a finished workdir holds."""
+    summary = read_json(folder / "summary.json")
+    return SearchResult(
+        policy=Policy.load(folder / "policy.json"),
+        accuracy=summary["accuracy"],
+        cost=summary["cost"],
+        summary=summary,
+        workdir=str(folder),
+    )

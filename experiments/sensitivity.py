@@ -1,0 +1,133 @@
+"""Finds formats for a trained float network by sensitivity and an exact budget.
+
+  python -m experiments.sensitivity --workdir=runs/sensitivity \
+      --flagfile=experiments/presets/digits.flags --measure=fisher
+
+The cheap baseline beside a search: measure what each format costs each layer alone, then
+spend the budget where it saves most. Without --init_from it first trains the float
+network, in WORKDIR/float. Run again with the same workdir to resume. Writes
+sensitivity.csv, sensitivity.png, policy.json, summary.json and report.html. Nothing is
+retrained: python -m experiments.fliqs --policy=WORKDIR/policy.json trains the policy.
+
+Takes the flags of experiments.fliqs; those of its controller have no effect.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+from absl import app, flags
+
+import fliqs_jax as fq
+from experiments import common, fliqs
+from fliqs_jax.data import Dataset
+from fliqs_jax.searchers.post_training import (
+    ALLOCATIONS,
+    MEASURES,
+    AllocationSettings,
+    allocate_formats,
+)
+from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.train.classifier import image_sites, training_arguments
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("init_from", None, "Workdir of a finished float run.")
+flags.DEFINE_enum("measure", "loss", [*MEASURES], "What a format costs a layer.")
+flags.DEFINE_enum("allocation", "milp", [*ALLOCATIONS], "How the budget is spent.")
+flags.DEFINE_integer("batches", 4, "Training batches to calibrate and measure on.")
+flags.DEFINE_bool("monotone", True, "A wider format counts as no worse.")
+
+
+def main(argv: list[str]) -> None:
+    common.run_or_exit(argv, run)
+
+
+def run() -> None:
+    """Turns the flags into objects, trains if need be, measures, allocates."""
+    settings = AllocationSettings(
+        measure=FLAGS.measure,
+        allocation=FLAGS.allocation,
+        batches=FLAGS.batches,
+        monotone=FLAGS.monotone,
+    )
+    method = fliqs.fliqs_settings()
+    if FLAGS.policy is not None or method.dynamic_scales:
+        raise ValueError(
+            "experiments.sensitivity finds a policy, with calibrated clip bounds: leave"
+            " out --policy, --scales=absmax and --form=published"
+        )
+    dataset = common.dataset()
+    model = common.model(dataset.num_classes)
+    sites = image_sites(model, dataset.train.image_shape)
+    load = train_float if FLAGS.init_from is None else load_float
+    allocate_formats(
+        model,
+        dataset,
+        fliqs.search_space(sites, FLAGS.formats),
+        trained=functools.partial(load, model, dataset),
+        workdir=FLAGS.workdir,
+        cost_target=FLAGS.cost_target,
+        settings=settings,
+        batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
+        steps=FLAGS.steps if FLAGS.init_from is None else 0,
+        cost=common.site_cost(),
+        cost_reference=FLAGS.cost_reference,
+        per_channel=method.per_channel,
+        config={**common.run_config(), "init_from": FLAGS.init_from},
+    )
+
+
+def train_float(model: nn.Module, dataset: Dataset) -> TrainedState:
+    """Trains the float network in WORKDIR/float, or finds it trained."""
+    folder = f"{FLAGS.workdir}/float"
+    sites = image_sites(model, dataset.train.image_shape)
+    fliqs.train(
+        model,
+        dataset,
+        fq.SearchSpace(sites, ["int8", "fp32"]),
+        workdir=folder,
+        policy=fq.Policy.uniform(sites, "fp32"),
+    )
+    return _loaded(folder, model)
+
+
+def load_float(model: nn.Module, dataset: Dataset) -> TrainedState:
+    """Loads the float network of --init_from; refuses one that does not fit."""
+    state = _loaded(FLAGS.init_from, model)
+    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), "float32")
+    expected = jax.eval_shape(
+        functools.partial(model.init, **training_arguments(model, train=False)),
+        jax.random.key(0),
+        image,
+    )
+    if _shapes(expected) != _shapes(state.variables):
+        differing = sorted(_shapes(expected) ^ _shapes(state.variables))
+        raise ValueError(
+            f"--init_from={FLAGS.init_from} holds another network: {differing[0]} is in"
+            " one of the two only; give the --model and --model_options that it was"
+            " trained with"
+        )
+    return state
+
+
+def _loaded(workdir: str, model: nn.Module) -> TrainedState:
+    network = fq.load_network(workdir, model)
+    formats = {name for pair in network.policy.values() for name in pair}
+    if formats != {"fp32"}:
+        raise ValueError(
+            f"--init_from={workdir} was trained at {', '.join(sorted(formats))}: give a"
+            " float network, as experiments.fliqs --policy=fp32 trains it"
+        )
+    return TrainedState(network.params, network.model_state)
+
+
+def _shapes(variables) -> set[tuple[str, tuple[int, ...]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {(jax.tree_util.keystr(path), tuple(leaf.shape)) for path, leaf in leaves}
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)
