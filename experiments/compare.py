@@ -5,7 +5,9 @@
 
 Every run is `experiments.fliqs` in a folder of its own under the workdir, with the
 flags of the preset: the search, uniform policies, random policies of the same cost, and
-the search's policy trained from scratch. Finished runs are skipped, interrupted ones
+the search's policy trained from scratch. With --sensitivity=loss,fisher also policies
+allocated by sensitivity (`experiments.sensitivity`), as they are and trained from
+scratch, all from one float network a seed. Finished runs are skipped, interrupted ones
 resumed.
 Writes comparison.csv and comparison.md.
 """
@@ -37,6 +39,7 @@ flags.DEFINE_list("uniform", ["int3"], "Uniform policies to train as long.")
 flags.DEFINE_integer("random_policies", 2, "Random policies of equal cost a seed.")
 flags.DEFINE_bool("retrain", True, "Train the policy found from scratch as well.")
 flags.DEFINE_bool("published", False, "Run the published form of the search as well.")
+flags.DEFINE_list("sensitivity", [], "Measures to allocate by: loss,kl,mse,fisher.")
 flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
 
@@ -75,17 +78,34 @@ def _submit(
         methods["retrain"] = [f"--policy={found}"]
     if FLAGS.published:
         methods["published"] = ["--form=published"]
+    # What a run waits for: queued before it, so it is never waited for in vain.
+    needs, launchers = {"retrain": "search"}, {}
+    if FLAGS.sensitivity:
+        methods["float"] = ["--policy=fp32", "--pins="]
+    for measure in FLAGS.sensitivity:
+        name, found = f"sensitivity_{measure}", f"sensitivity_{measure}_untrained"
+        trained = root / f"float-seed{seed}"
+        methods[found] = [f"--measure={measure}", f"--init_from={trained}"]
+        methods[name] = [f"--policy={root / f'{found}-seed{seed}' / 'policy.json'}"]
+        needs |= {found: "float", name: found}
+        launchers[found] = "experiments.sensitivity"
     futures = {}
     for name, own in methods.items():
-        folder = root / f"{name}-seed{seed}"
-        # Retraining waits for the policy found; its search was queued before it.
-        needed = futures["search"] if name == "retrain" else None
-        futures[name] = pool.submit(_run, folder, [*own, f"--seed={seed}"], needed)
+        futures[name] = pool.submit(
+            _run,
+            root / f"{name}-seed{seed}",
+            launchers.get(name, "experiments.fliqs"),
+            [*own, f"--seed={seed}"],
+            futures.get(needs.get(name)),
+        )
     yield from futures.values()
 
 
 def _run(
-    folder: pathlib.Path, own: list[str], needed: concurrent.futures.Future | None
+    folder: pathlib.Path,
+    launcher: str,
+    own: list[str],
+    needed: concurrent.futures.Future | None,
 ) -> str | None:
     """Runs one job to its end; returns its name if it failed."""
     name = folder.name
@@ -95,7 +115,7 @@ def _run(
         return name
     folder.mkdir(exist_ok=True)
     command = [
-        *(sys.executable, "-m", "experiments.fliqs"),
+        *(sys.executable, "-m", launcher),
         *(f"--flagfile={FLAGS.preset}", f"--workdir={folder}"),
         *own,
         *(f"--{flag}" for flag in FLAGS.extra),

@@ -3,11 +3,11 @@
   python -m experiments.sensitivity --workdir=runs/sensitivity \
       --flagfile=experiments/presets/digits.flags --measure=fisher
 
-The cheap baseline beside a search: measure what each format costs each layer alone, then
-spend the budget where it saves most. Without --init_from it first trains the float
+The cheap baseline beside a search: measure what each format costs each layer alone,
+then spend the budget where it saves most. Without --init_from it first trains the float
 network, in WORKDIR/float. Run again with the same workdir to resume. Writes
-sensitivity.csv, sensitivity.png, policy.json, summary.json and report.html. Nothing is
-retrained: python -m experiments.fliqs --policy=WORKDIR/policy.json trains the policy.
+sensitivity.csv, sensitivity.png, policy.json, summary.json and report.html. The policy
+is applied as it is; experiments.fliqs --policy=WORKDIR/policy.json trains at it.
 
 Takes the flags of experiments.fliqs; those of its controller have no effect.
 """

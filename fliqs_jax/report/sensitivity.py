@@ -15,6 +15,7 @@ from fliqs_jax.report.words import shorten
 
 _DECADES = 4  # of values below the largest that colours tell apart
 _CELL = 10  # characters of a number's column
+_NAME = 40  # characters of a decision that options give way to: names tell layers apart
 
 
 def sensitivity_table(
@@ -52,7 +53,7 @@ def sensitivity_table(
     last = max(6, *(len(options[option]) for option in chosen))
     longest = max(8, *(len(name) for name in decisions))
     room = width - rank - last - 6
-    shown = max(1, min(len(options), (room - min(longest, 24)) // _CELL))
+    shown = max(1, min(len(options), (room - min(longest, _NAME)) // _CELL))
     name_width = min(longest, room - shown * _CELL)
     header = [f"{name:>{_CELL}}" for name in options[:shown]]
     lines = [

@@ -65,12 +65,10 @@ def set_up(model, *, shape=SHAPE, options=OPTIONS, seed=0, **space):
     return classifier, state, space, calibration, data
 
 
-def rounded(x, bits, bound, signed=True):
-    """x on the grid of `bits` bits whose largest value stands for the bound."""
-    low, high = (
-        (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    )
-    return np.clip(np.rint(x / (bound / high)), low, high) * (bound / high)
+def rounded(x, bits, bound):
+    """x on the signed grid of `bits` bits whose largest value stands for the bound."""
+    high = 2 ** (bits - 1) - 1
+    return np.clip(np.rint(x / (bound / high)), -high - 1, high) * (bound / high)
 
 
 class ByHand:
@@ -83,42 +81,32 @@ class ByHand:
         images = np.concatenate([batch["image"] for batch in data])
         self.x = (images.reshape(len(images), -1) / 255.0 - 0.25) / 0.5
         self.labels = np.concatenate([batch["label"] for batch in data])
-        self.calibration = jax.tree.map(np.asarray, calibration)
+        self.weight_clip = np.asarray(calibration.weight_clip)
+        self.bound = np.asarray(calibration.activation_clip)
 
     def weight(self, number, option):
         """Q(W) of a layer, one scale an output channel."""
         w = self.weights[number]
         rms = np.sqrt((w**2).mean(axis=0))
-        kept = self.calibration.weight_clip[option] * rms
+        kept = self.weight_clip[option] * rms
         return rounded(w, BITS[option], np.minimum(abs(w).max(axis=0), kept))
 
     def input(self, number, option, x):
-        return rounded(
-            x,
-            BITS[option],
-            self.calibration.activation_clip[number, option],
-            signed=not self.calibration.nonnegative[number],
-        )
+        return rounded(x, BITS[option], self.bound[number, option])
 
     def logits(self, quantized=(), *, inputs=False):
         """Logits with these (layer, option) on their grids, the inputs too if asked."""
         x, chosen = self.x, dict(quantized)
-        for number in (0, 1):
-            if number in chosen and inputs:
-                x = self.input(number, chosen[number], x)
-            plain = number not in chosen
-            x = x @ (
-                self.weights[number] if plain else self.weight(*_pair(number, chosen))
-            )
+        for number, weight in enumerate(self.weights):
+            if number in chosen:
+                x = self.input(number, chosen[number], x) if inputs else x
+                weight = self.weight(number, chosen[number])
+            x = x @ weight
         return x
 
     def loss(self, logits):
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return -log_p[np.arange(len(log_p)), self.labels].mean()
-
-
-def _pair(number, chosen):
-    return number, chosen[number]
 
 
 def table_of(meter, space):

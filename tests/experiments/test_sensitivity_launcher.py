@@ -1,0 +1,173 @@
+"""The sensitivity launcher as a user runs it: outputs, resume, mistakes."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import fliqs_jax as fq
+from experiments import evaluate, fliqs, sensitivity
+from fliqs_jax.searchers.sensitivity import SensitivityMeter
+
+SMALL = (
+    "--dataset=digits",
+    "--model=lenet300",
+    "--formats=int2,int4,int8",
+    "--cost_target=0.2",
+    "--steps=40",
+    "--batch_size=32",
+    "--calibrate_every=40",
+    "--log_every=20",
+    "--evaluate_every=0",
+    "--learning_rate=0.05",
+    "--batches=2",
+)
+
+
+def launch(launcher, *arguments):
+    """Runs a launcher in this process with these flags and no others."""
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["launcher", *arguments])
+        launcher.run()
+
+
+def summary_of(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(sensitivity, *SMALL, f"--workdir={workdir}")
+    return workdir
+
+
+def test_a_run_leaves_the_promised_files_within_the_budget(finished):
+    names = {entry.name for entry in finished.iterdir()}
+    promised = {"policy.json", "summary.json", "report.html"}
+    assert promised | {"sensitivity.csv", "sensitivity.png"} <= names
+    summary = summary_of(finished)
+    for key in ("accuracy", "seconds", "versions", "accuracy_before"):
+        assert key in summary
+    assert summary["compile_count"] == 1
+    assert summary["steps"] == 40 and summary["seed"] == 0
+    assert summary["cost_ratio"] <= 1.0
+    assert summary["accuracy"] > 0.6  # 40 steps of training; chance is 0.1
+    model = fq.create_model("lenet300")
+    sites = fq.find_sites(model, jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32))
+    policy = fq.Policy.load(finished / "policy.json")
+    assert fq.bops(sites, policy) == summary["cost"]
+
+
+def test_allocation_is_the_least_sum_of_the_csv_within_the_budget(finished):
+    rows = list(csv.DictReader((finished / "sensitivity.csv").open()))
+    bits = {"int2": 2, "int4": 4, "int8": 8}
+    assert [row["decision"] for row in rows] == ["Dense_0", "Dense_1", "Dense_2"]
+    # Monotone in bits, as --monotone is the default.
+    values = np.minimum.accumulate(
+        [[float(row[name]) for name in bits] for row in rows], axis=1
+    )
+    macs = np.array([64 * 300, 300 * 100, 100 * 10])
+    budget = summary_of(finished)["cost_target"]
+    least = min(
+        values[np.arange(3), options].sum()
+        for options in np.ndindex(3, 3, 3)
+        if (macs * np.array([list(bits.values())[o] ** 2 for o in options])).sum()
+        <= budget
+    )
+    allocation = summary_of(finished)["allocation"]
+    assert allocation["sensitivity"] == pytest.approx(least)
+    assert allocation["least_sensitivity"] == pytest.approx(least)
+
+
+def test_accuracy_is_that_of_the_saved_network(finished, capsys):
+    launch(evaluate, f"--workdir={finished}")
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"] == pytest.approx(summary_of(finished)["accuracy"])
+
+
+def test_finished_run_is_reported_not_repeated(finished, capsys):
+    before = (finished / "summary.json").stat().st_mtime_ns
+    launch(sensitivity, *SMALL, f"--workdir={finished}")
+    assert "finished run" in capsys.readouterr().out
+    assert (finished / "summary.json").stat().st_mtime_ns == before
+
+
+def test_interrupted_run_measures_only_what_is_missing(
+    finished, tmp_path, monkeypatch, capsys
+):
+    arguments = (*SMALL, f"--init_from={finished}/float", f"--workdir={tmp_path}")
+    measure, measured = SensitivityMeter.row, []
+
+    def interrupted(self, decision):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(decision)
+        return measure(self, decision)
+
+    monkeypatch.setattr(SensitivityMeter, "row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(sensitivity, *arguments)
+    assert not (tmp_path / "summary.json").exists()
+    measured.clear()
+    launch(sensitivity, *arguments)
+    assert measured == [2]
+    assert "2 decisions measured" in capsys.readouterr().out
+    for name in ("sensitivity.csv", "policy.json"):
+        assert (tmp_path / name).read_text() == (finished / name).read_text()
+    assert summary_of(tmp_path)["steps"] == 0  # none of its own
+
+
+def test_fisher_and_greedy_end_within_the_budget(finished, tmp_path):
+    launch(
+        sensitivity,
+        *SMALL,
+        f"--init_from={finished}/float",
+        f"--workdir={tmp_path}",
+        "--measure=fisher",
+        "--allocation=greedy",
+        "--separate",
+    )
+    summary = summary_of(tmp_path)
+    assert summary["cost_ratio"] <= 1.0 and summary["compile_count"] == 1
+    allocation = summary["allocation"]
+    assert allocation["sensitivity"] >= allocation["least_sensitivity"]
+
+
+def test_policy_can_be_trained(finished, tmp_path):
+    launch(
+        fliqs, *SMALL, f"--policy={finished}/policy.json", f"--workdir={tmp_path / 'a'}"
+    )
+    assert fq.Policy.load(tmp_path / "a" / "policy.json") == fq.Policy.load(
+        finished / "policy.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("--cost_target=0.001", "least reachable"),
+        ("--batches=0", "batches must be at least 1"),
+        ("--policy=int4", "leave out --policy"),
+        ("--scales=absmax", "leave out --policy, --scales"),
+        ("--init_from=nowhere", "no finished run"),
+        ("--init_from={quantized}", "was trained at .*give a float network"),
+        ("--model_options=hidden=30", "another network|hidden"),
+    ],
+)
+def test_a_mistake_is_refused_naming_the_cure(changed, message, finished, tmp_path):
+    changed = changed.format(quantized=finished)
+    arguments = [*SMALL, f"--init_from={finished}/float", changed]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(sensitivity, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run" / "sensitivity_rows.json").exists()
+
+
+def test_another_measure_is_another_run(finished):
+    with pytest.raises(ValueError, match='settings.measure: "loss" there, "kl" now'):
+        launch(sensitivity, *SMALL, f"--workdir={finished}", "--measure=kl")
