@@ -29,6 +29,7 @@ from fliqs_jax.searchers.post_training import (
 )
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train.classifier import image_sites, training_arguments
+from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
@@ -79,7 +80,7 @@ def run() -> None:
     )
 
 
-def train_float(model: nn.Module, dataset: Dataset) -> TrainedState:
+def train_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float]:
     """Trains the float network in WORKDIR/float, or finds it trained."""
     folder = f"{FLAGS.workdir}/float"
     sites = image_sites(model, dataset.train.image_shape)
@@ -90,10 +91,10 @@ def train_float(model: nn.Module, dataset: Dataset) -> TrainedState:
         workdir=folder,
         policy=fq.Policy.uniform(sites, "fp32"),
     )
-    return _loaded(folder, model)
+    return _loaded(folder, model), read_json(f"{folder}/summary.json")["seconds"]
 
 
-def load_float(model: nn.Module, dataset: Dataset) -> TrainedState:
+def load_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float]:
     """Loads the float network of --init_from; refuses one that does not fit."""
     state = _loaded(FLAGS.init_from, model)
     image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), "float32")
@@ -106,10 +107,10 @@ def load_float(model: nn.Module, dataset: Dataset) -> TrainedState:
         differing = sorted(_shapes(expected) ^ _shapes(state.variables))
         raise ValueError(
             f"--init_from={FLAGS.init_from} holds another network: {differing[0]} is in"
-            " one of the two only; give the --model and --model_options that it was"
-            " trained with"
+            " one of the two only; give the --model, --model_options and --image_size"
+            " that it was trained with"
         )
-    return state
+    return state, 0.0
 
 
 def _loaded(workdir: str, model: nn.Module) -> TrainedState:

@@ -99,7 +99,7 @@ class FisherMeter:
         The first call computes all rows.
 
         Raises:
-          FloatingPointError: if one is NaN or infinite.
+          ValueError: if one is NaN or infinite.
         """
         return check_finite(self._table[decision], self._space, decision)
 

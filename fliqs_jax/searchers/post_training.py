@@ -95,7 +95,7 @@ def allocate_formats(
     dataset: Dataset,
     space: SearchSpace,
     *,
-    trained: Callable[[], TrainedState],
+    trained: Callable[[], tuple[TrainedState, float]],
     workdir: str,
     cost_target: float,
     settings: AllocationSettings = AllocationSettings(),
@@ -117,7 +117,8 @@ def allocate_formats(
       model: a linen image classifier, as for `search_formats`.
       dataset: training images to measure on, test images for the accuracy.
       space: what may be chosen.
-      trained: returns the float network's variables; called if they are needed.
+      trained: returns the float network's variables, and the seconds that training
+        them took as part of this run; called if they are needed.
       workdir: a new folder, or that of the same run.
       cost_target: budget as a fraction of the reference's cost, positive.
       settings: of the method.
@@ -132,8 +133,8 @@ def allocate_formats(
 
     Raises:
       ValueError: before anything is measured, if an argument is out of range, the
-        budget out of reach, or the workdir another run's.
-      FloatingPointError: if the network's outputs are not finite.
+        budget out of reach, or the workdir another run's. Also if the network's
+        outputs are not finite.
     """
     costs = cost_table(space, cost)
     check_target(costs, cost_target, cost_reference)
@@ -165,7 +166,7 @@ def allocate_formats(
         if (folder / "summary.json").exists():
             say(f"{folder} holds a finished run")
             return finished_result(folder)
-        state = trained()
+        state, training_seconds = trained()
         classifier = Classifier(
             quantized=QuantizedModel(model, sites=space.sites, per_channel=per_channel),
             mean=tuple(dataset.mean.tolist()),
@@ -215,7 +216,8 @@ def allocate_formats(
                 )
             ],
             "allocation": allocation,
-            "seconds": seconds,
+            "seconds": training_seconds + seconds,
+            "seconds_measuring": seconds,
             "compile_count": meter.compile_count,
         }
         policy = unsigned_inputs(

@@ -244,7 +244,7 @@ class SensitivityMeter:
         """Returns the sensitivity of each option of a decision, float64.
 
         Raises:
-          FloatingPointError: if one is NaN or infinite.
+          ValueError: if one is NaN or infinite.
         """
         values = np.zeros(self._space.num_options)
         for option in range(self._space.num_options):
@@ -262,9 +262,9 @@ class SensitivityMeter:
 def check_finite(
     values: Float[np.ndarray, "K"], space: SearchSpace, decision: int
 ) -> Float[np.ndarray, "K"]:
-    """Returns the values; FloatingPointError names the option of one not finite."""
+    """Returns the values; ValueError names the option of one not finite."""
     for option in np.flatnonzero(~np.isfinite(values)):
-        raise FloatingPointError(
+        raise ValueError(
             f"the sensitivity of {space.decision_names[decision]!r} at"
             f" {space.option_names[option]} is {values[option]}: the network's weights"
             " or logits are not finite"
