@@ -5,8 +5,12 @@ programme, the greedy one the usual shortcut; host code in float64. How sensitiv
 are measured is the searchers' business.
 """
 
+import contextlib
+import ctypes
 import dataclasses
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
@@ -78,13 +82,14 @@ def allocate_exact(
         ),
     ]
     for _ in range(_MOST_CUTS):
-        result = optimize.milp(
-            objective * (_SCALE / max(objective.max(), 1e-300)),
-            constraints=constraints,
-            integrality=np.ones(len(objective)),
-            bounds=optimize.Bounds(0, 1),
-            options={"mip_rel_gap": 0},
-        )
+        with _quiet():
+            result = optimize.milp(
+                objective * (_SCALE / max(objective.max(), 1e-300)),
+                constraints=constraints,
+                integrality=np.ones(len(objective)),
+                bounds=optimize.Bounds(0, 1),
+                options={"mip_rel_gap": 0},
+            )
         if result.status == 2:  # infeasible: only the cheapest fit, and rounding hid it
             break
         if result.x is None:
@@ -203,6 +208,24 @@ def _checked(values, table: CostTable, budget: int | float) -> np.ndarray:
         )
     check_within_reach(table, budget)
     return values
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the process's standard output silent, native code included.
+
+    The HiGHS in scipy has left a printf in one of its branches.
+    """
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C buffers what goes into a pipe
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _taken(values: np.ndarray, options: np.ndarray) -> np.ndarray:

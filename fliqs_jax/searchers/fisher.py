@@ -41,9 +41,12 @@ class FisherMeter:
     example n, each where the decision sets their format. In nats, as the loss: half
     the Fisher information stands for the curvature of a trained network, whose mean
     gradient is about zero, and rounding errors are taken as uncorrelated. Gradients
-    are per example and labels those of the data. FIT has the trace of the information
-    times the mean squared error of a uniform grid; here each element keeps its own
-    error, clipping included, which matters below 4 bits.
+    are per example and labels those of the data: where a network fits its training
+    images perfectly all values are far too small, and only their order counts.
+
+    FIT has the trace of the information times the mean squared error of a uniform
+    grid; here each element keeps its own error, clipping included, which matters below
+    4 bits.
 
     Args:
       classifier: the network; it runs in evaluation mode.

@@ -170,6 +170,16 @@ def test_greedy_can_miss_what_the_exact_allocation_finds():
     assert total_value(values, [1, 0]) == 1.5 and total_value(values, [0, 1]) == 1.2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_solver_writes_nothing_to_the_terminal(seed, capfd):
+    space = SearchSpace(make_sites(10, seed), OPTIONS, separate=True)
+    table = cost_table(space, site_bops)
+    values, budget = instance(table, seed, 0.1)
+    allocate_exact(values, table, budget)
+    print("still heard")
+    assert capfd.readouterr().out == "still heard\n"
+
+
 def test_sixty_decisions_take_seconds_and_greedy_comes_close():
     table = cost_table(SearchSpace(make_sites(60, 3), OPTIONS), site_bops)
     values, budget = instance(table, 4, 0.3)
