@@ -13,9 +13,11 @@ Takes the flags of experiments.fliqs; those of its controller have no effect.
 """
 
 import functools
+import pathlib
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 import fliqs_jax as fq
@@ -29,11 +31,11 @@ from fliqs_jax.searchers.post_training import (
 )
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train.classifier import image_sites, training_arguments
+from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("init_from", None, "Workdir of a finished float run.")
 flags.DEFINE_enum("measure", "loss", [*MEASURES], "What a format costs a layer.")
 flags.DEFINE_enum("allocation", "milp", [*ALLOCATIONS], "How the budget is spent.")
 flags.DEFINE_integer("batches", 4, "Training batches to calibrate and measure on.")
@@ -58,9 +60,23 @@ def run() -> None:
             "experiments.sensitivity finds a policy, with calibrated clip bounds: leave"
             " out --policy, --scales=absmax and --form=published"
         )
+    if FLAGS.init_skip:
+        raise ValueError(
+            "--init_skip leaves weights untrained, whose sensitivity says nothing: "
+            "train them first, by experiments.fliqs --policy=fp32"
+        )
+    config = common.run_config()
+    if FLAGS.init_from is not None:
+        config["initial_variables"] = describe_variables(
+            fq.load_variables(FLAGS.init_from)
+        )
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
-    sites = image_sites(model, dataset.train.image_shape)
+    sites = image_sites(
+        model,
+        dataset.train.image_shape,
+        attention_products=FLAGS.attention_products,
+    )
     load = train_float if FLAGS.init_from is None else load_float
     allocate_formats(
         model,
@@ -73,10 +89,10 @@ def run() -> None:
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
         steps=FLAGS.steps if FLAGS.init_from is None else 0,
-        cost=common.site_cost(),
+        cost=common.site_cost(per_channel=method.per_channel),
         cost_reference=FLAGS.cost_reference,
         per_channel=method.per_channel,
-        config={**common.run_config(), "init_from": FLAGS.init_from},
+        config=config,
     )
 
 
@@ -91,42 +107,31 @@ def train_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float
         workdir=folder,
         policy=fq.Policy.uniform(sites, "fp32"),
     )
-    return _loaded(folder, model), read_json(f"{folder}/summary.json")["seconds"]
+    network = fq.load_network(folder, model)
+    seconds = read_json(f"{folder}/summary.json")["seconds"]
+    return TrainedState(network.params, network.model_state), seconds
 
 
 def load_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float]:
     """Loads the float network of --init_from; refuses one that does not fit."""
-    state = _loaded(FLAGS.init_from, model)
-    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), "float32")
-    expected = jax.eval_shape(
-        functools.partial(model.init, **training_arguments(model, train=False)),
-        jax.random.key(0),
-        image,
+    policy_file = pathlib.Path(FLAGS.init_from) / "policy.json"
+    if policy_file.exists():
+        policy = fq.Policy.load(policy_file)
+        formats = {name for pair in policy.values() for name in pair}
+        if formats != {"fp32"}:
+            raise ValueError(
+                f"--init_from={FLAGS.init_from} was trained at"
+                f" {', '.join(sorted(formats))}: give a float network, as"
+                " experiments.fliqs --policy=fp32 trains it"
+            )
+    images = jnp.zeros((1, *dataset.train.image_shape))
+    init = functools.partial(model.init, **training_arguments(model, train=False))
+    variables = fit_variables(
+        fq.load_variables(FLAGS.init_from),
+        jax.jit(init)(jax.random.key(0), images),
+        say=print,
     )
-    if _shapes(expected) != _shapes(state.variables):
-        differing = sorted(_shapes(expected) ^ _shapes(state.variables))
-        raise ValueError(
-            f"--init_from={FLAGS.init_from} holds another network: {differing[0]} is in"
-            " one of the two only; give the --model, --model_options and --image_size"
-            " that it was trained with"
-        )
-    return state, 0.0
-
-
-def _loaded(workdir: str, model: nn.Module) -> TrainedState:
-    network = fq.load_network(workdir, model)
-    formats = {name for pair in network.policy.values() for name in pair}
-    if formats != {"fp32"}:
-        raise ValueError(
-            f"--init_from={workdir} was trained at {', '.join(sorted(formats))}: give a"
-            " float network, as experiments.fliqs --policy=fp32 trains it"
-        )
-    return TrainedState(network.params, network.model_state)
-
-
-def _shapes(variables) -> set[tuple[str, tuple[int, ...]]]:
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return {(jax.tree_util.keystr(path), tuple(leaf.shape)) for path, leaf in leaves}
+    return TrainedState(variables.pop("params"), variables), 0.0
 
 
 if __name__ == "__main__":

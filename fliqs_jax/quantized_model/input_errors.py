@@ -14,7 +14,7 @@ from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantizers import fake_quantize, scale_of_bound
 from fliqs_jax.site_types import site_type_of
-from fliqs_jax.sites import Site, first_input, replace_first_input
+from fliqs_jax.sites import Site
 
 _ZEROS, _CANDIDATES = "fliqs_jax_input_errors", "fliqs_jax_candidates"
 
@@ -63,39 +63,42 @@ def carrying_errors():
 
 def _intercept(next_fun, args, kwargs, context):
     zeros = context.module.get_variable("params", _ZEROS)
-    if zeros is None or not site_type_of(context):
+    if zeros is None or not (site_type := site_type_of(context)):
         return next_fun(*args, **kwargs)
-    x = first_input(args, kwargs)
-    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+    inputs, rejoin = site_type.split_inputs(args, kwargs)
+    if not all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in inputs):
         return next_fun(*args, **kwargs)
     candidates = context.module.get_variable("params", _CANDIDATES)
-    x = _carry_out(jnp.asarray(x), zeros, candidates)
-    args, kwargs = replace_first_input(args, kwargs, x)
+    inputs = [jnp.asarray(x) for x in inputs]
+    args, kwargs = rejoin(_carry_out(inputs, zeros, candidates))
     return next_fun(*args, **kwargs)
 
 
 @jax.custom_vjp
-def _carry_out(x, zeros, candidates):
+def _carry_out(inputs, zeros, candidates):
     del zeros, candidates
-    return x
+    return inputs
 
 
-def _carry_out_forward(x, zeros, candidates):
-    return x, (x, zeros, candidates)
+def _carry_out_forward(inputs, zeros, candidates):
+    return inputs, (inputs, zeros, candidates)
 
 
-def _carry_out_backward(residuals, gradient):
-    x, zeros, candidates = residuals
-    square = jnp.square(gradient.astype(jnp.float32))
+def _carry_out_backward(residuals, gradients):
+    inputs, zeros, candidates = residuals
 
     def weighted_error(row):
         fmt, bound = riding.unpack_format(row)
-        on_grid = fake_quantize(x, fmt, scale=scale_of_bound(bound, fmt))
-        return jnp.sum(square * jnp.square((on_grid - x).astype(jnp.float32)))
+        total = 0.0
+        for x, gradient in zip(inputs, gradients, strict=True):
+            on_grid = fake_quantize(x, fmt, scale=scale_of_bound(bound, fmt))
+            error = (on_grid - x).astype(jnp.float32)
+            total += jnp.sum(jnp.square(gradient.astype(jnp.float32) * error))
+        return total
 
     rows = candidates.reshape(zeros.size, -1)
     errors = jax.vmap(weighted_error)(rows)
-    return gradient, errors.reshape(zeros.shape), jnp.zeros_like(candidates)
+    return gradients, errors.reshape(zeros.shape), jnp.zeros_like(candidates)
 
 
 _carry_out.defvjp(_carry_out_forward, _carry_out_backward)

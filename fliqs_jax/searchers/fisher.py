@@ -81,6 +81,12 @@ class FisherMeter:
             raise ValueError(
                 f"examples_at_once must be at least 1, got {examples_at_once}"
             )
+        if products := [site.path for site in space.sites if site.product]:
+            raise ValueError(
+                f"the Fisher estimate has no place for attention products such as"
+                f" {products[0]!r}: measure by running the network (loss, kl or mse),"
+                " or leave attention_products out"
+            )
         self.compile_count = 0
         self._space = space
         self._state = state.replace(params=nn.meta.unbox(state.params))
@@ -142,7 +148,7 @@ def _site_sums(
     plain = isolated_formats(calibration, space, -1, 0)
     groups = riding.group_sites(space.sites)
     flat = riding.flatten_params(state.params)
-    paths = [(*group.scope, w.name) for group in groups for w in group.weights]
+    paths = [(*group.scope, *w.path) for group in groups for w in group.weights]
 
     def loss(weights, zeros, image, label):
         params = riding.unflatten_params({**flat, **weights})
@@ -175,7 +181,7 @@ def _site_sums(
         for group in groups:
             total = jnp.zeros(group.num_layers)
             for weight in group.weights:
-                path = (*group.scope, weight.name)
+                path = (*group.scope, *weight.path)
                 error = information[path] * jnp.square(on_grid[path] - flat[path])
                 layers = set(weight.stack_axes)
                 axes = tuple(a for a in range(error.ndim) if a not in layers)

@@ -157,6 +157,7 @@ def allocate_formats(
             "num_classes": dataset.num_classes,
             "image_shape": list(dataset.train.image_shape),
             "per_channel": per_channel,
+            "attention_products": any(site.product for site in space.sites),
         },
     }
     for name, value in (config or {}).items():

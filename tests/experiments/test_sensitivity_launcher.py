@@ -157,9 +157,9 @@ def test_policy_can_be_trained(finished, tmp_path):
         ("--batches=0", "batches must be at least 1"),
         ("--policy=int4", "leave out --policy"),
         ("--scales=absmax", "leave out --policy, --scales"),
-        ("--init_from=nowhere", "no finished run"),
+        ("--init_from=nowhere", "no checkpoint at"),
         ("--init_from={quantized}", "was trained at .*give a float network"),
-        ("--image_size=16", "another network: .*image_size"),
+        ("--image_size=16", "does not fit the model"),
     ],
 )
 def test_a_mistake_is_refused_naming_the_cure(changed, message, finished, tmp_path):
