@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 from absl import flags, logging
+from flax import nnx
 
 import fliqs_jax as fq
 from fliqs_jax import costs
@@ -272,7 +273,7 @@ def model_options() -> dict[str, Any]:
     return options
 
 
-def model(num_classes: int) -> nn.Module:
+def model(num_classes: int) -> nn.Module | nnx.Module:
     """Returns the model that the flags name: one of ours, or a user's own factory."""
     if ":" in FLAGS.model:
         return user_model(FLAGS.model, num_classes=num_classes, **model_options())
@@ -303,7 +304,7 @@ def _can_resume(workdir: str) -> bool:
     return os.path.exists(f"{workdir}/config.json")
 
 
-def user_model(name: str, **arguments: Any) -> nn.Module:
+def user_model(name: str, **arguments: Any) -> nn.Module | nnx.Module:
     """Returns `factory(**arguments)` of a name like `package.module:factory`."""
     module_name, _, factory_name = name.partition(":")
     try:

@@ -14,6 +14,7 @@ import inspect
 
 import flax.linen as nn
 from absl import app, flags
+from flax import nnx
 
 import fliqs_jax as fq
 from experiments import common
@@ -150,7 +151,7 @@ def run() -> None:
 
 
 def train(
-    model: nn.Module,
+    model: nn.Module | nnx.Module,
     dataset: Dataset,
     space: fq.SearchSpace,
     *,

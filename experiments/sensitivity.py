@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from flax import nnx
 
 import fliqs_jax as fq
 from experiments import common, fliqs
@@ -96,7 +97,9 @@ def run() -> None:
     )
 
 
-def train_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float]:
+def train_float(
+    model: nn.Module | nnx.Module, dataset: Dataset
+) -> tuple[TrainedState, float]:
     """Trains the float network in WORKDIR/float, or finds it trained."""
     folder = f"{FLAGS.workdir}/float"
     sites = image_sites(model, dataset.train.image_shape)
@@ -112,7 +115,9 @@ def train_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float
     return TrainedState(network.params, network.model_state), seconds
 
 
-def load_float(model: nn.Module, dataset: Dataset) -> tuple[TrainedState, float]:
+def load_float(
+    model: nn.Module | nnx.Module, dataset: Dataset
+) -> tuple[TrainedState, float]:
     """Loads the float network of --init_from; refuses one that does not fit."""
     policy_file = pathlib.Path(FLAGS.init_from) / "policy.json"
     if policy_file.exists():

@@ -1,7 +1,8 @@
 """Which layer classes are sites, and how their weights and MACs are read.
 
-The built-in linen layers are rows of the same table that `register_site_type` extends.
-Finding the sites of a model is `fliqs_jax.sites`; quantizing them, `quantized_model`.
+Flax's own layers, linen and NNX, are rows of the table that `register_site_type`
+extends; and here is what a hook around a layer's call gets to see of it. Finding the
+sites of a model is `fliqs_jax.sites`; quantizing them, `quantized_model`.
 """
 
 import dataclasses
@@ -10,8 +11,11 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
+from flax import nnx
+from jaxtyping import Array
 
 # (args, kwargs) of a call -> the tensors to quantize, and what puts others in their
 # place: tensors -> (args, kwargs).
@@ -25,7 +29,7 @@ SplitInputs = Callable[
 class SiteCall:
     """One call of a site's layer as its own code sees it: no scan or vmap axis."""
 
-    module: nn.Module
+    module: nn.Module | nnx.Module
     args: tuple  # of the call, the input included
     kwargs: Mapping[str, object]
     input_shape: tuple[int, ...]  # of several inputs: joined along the last axis
@@ -59,6 +63,28 @@ class SiteType:
     split_inputs: SplitInputs = split_first_input
 
 
+@typing.no_type_check  # its functions close over modules, its arrays are traced
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteLayer:
+    """A site's layer during one of its calls, linen or NNX."""
+
+    module: nn.Module | nnx.Module
+    site_type: SiteType
+    scope: tuple[str, ...]  # where its parameters live
+    # A leaf of its params by name, or None; "hi/kernel" is in the scope below.
+    get: Callable[[str], Any]
+    put: Callable[[str, Array], None]  # adds a leaf; while the model is in `init`
+
+    @property
+    def path(self) -> str:
+        """The path of the layer as sites have it."""
+        return "/".join(self.scope) or "."
+
+
+# (the layer's own call, args, kwargs, layer) -> output
+LayerHook = Callable[[Callable[..., Any], tuple, dict[str, Any], SiteLayer], Any]
+
+
 def register_site_type(
     module_class: type,
     *,
@@ -75,7 +101,7 @@ def register_site_type(
     Register when the class is defined: sites found before do not change.
 
     Args:
-      module_class: a subclass of `nn.Module`.
+      module_class: a subclass of linen's or NNX's `Module`.
       op: the site's kind, for tables and cost models ("dense", "conv", ...).
       macs: multiply-accumulates of one call, batch included, from its shapes.
       weights: name or names of the parameters, in the layer's own scope, that take the
@@ -84,7 +110,7 @@ def register_site_type(
         reduce over them); all but the last by default.
 
     Raises:
-      TypeError: if `module_class` is no linen module class.
+      TypeError: if `module_class` is no such class.
 
     Example:
       >>> class Scale(nn.Module):
@@ -94,9 +120,11 @@ def register_site_type(
       >>> register_site_type(Scale, op="scale", weights="gain",
       ...     macs=lambda call: math.prod(call.input_shape))
     """
-    if not (inspect.isclass(module_class) and issubclass(module_class, nn.Module)):
+    kinds = (nn.Module, nnx.Module)
+    if not (inspect.isclass(module_class) and issubclass(module_class, kinds)):
         raise TypeError(
-            f"module_class must be a flax.linen Module class, got {module_class!r}"
+            "module_class must be a flax.linen or flax.nnx Module class, got"
+            f" {module_class!r}"
         )
     names = (weights,) if isinstance(weights, str) else tuple(weights)
     global _SITE_TYPES  # a new table each time: readers never see one change
@@ -106,14 +134,19 @@ def register_site_type(
     _SITE_TYPES = types.MappingProxyType({**_SITE_TYPES, module_class: site_type})
 
 
+def nearest_site_type(module_class: type) -> tuple[type, SiteType] | None:
+    """Returns the first registered class in a layer class's ancestry, and its type."""
+    ancestry = module_class.__mro__
+    return next(((c, _SITE_TYPES[c]) for c in ancestry if c in _SITE_TYPES), None)
+
+
 def site_type_of(context: nn.module.InterceptorContext) -> SiteType | None:
-    """Returns the type of the site whose contraction this method call is, if any."""
-    if context.method_name != "__call__":
+    """Returns the type of the site whose contraction this linen call is, if any."""
+    nearest = nearest_site_type(type(context.module))
+    if context.method_name != "__call__" or nearest is None:
         return None
-    for module_class in type(context.module).__mro__:
-        if site_type := _SITE_TYPES.get(module_class):
-            return site_type if runs_call_of(module_class, context) else None
-    return None
+    registered, site_type = nearest
+    return site_type if runs_call_of(registered, context) else None
 
 
 def runs_call_of(module_class: type, context: nn.module.InterceptorContext) -> bool:
@@ -155,8 +188,10 @@ def _dense_macs(call: SiteCall) -> int:
 
 def _dense_general_axes(call: SiteCall) -> tuple[int, ...]:
     # The kernel is [*batch axes, *contracted axes, *features].
-    batch_dims, axis = call.module.batch_dims, call.module.axis
-    skipped = 1 if isinstance(batch_dims, int) else len(batch_dims)
+    layer, axis = call.module, call.module.axis
+    is_nnx = isinstance(layer, nnx.LinearGeneral)
+    batch = layer.batch_axis if is_nnx else layer.batch_dims
+    skipped = 1 if isinstance(batch, int) else len(batch)
     contracted = 1 if isinstance(axis, int) else len(axis)
     return tuple(range(skipped, skipped + contracted))
 
@@ -211,29 +246,31 @@ def _lstm_inputs(args: tuple, kwargs: Mapping) -> tuple:
 
 
 _KERNEL = ("kernel",)
+_CONV = SiteType(op="conv", weights=_KERNEL, macs=_conv_macs)
+_CONV_TRANSPOSE = SiteType(
+    op="conv_transpose",
+    weights=_KERNEL,
+    macs=_conv_transpose_macs,
+    contracted_axes=_conv_transpose_axes,
+)
+_DENSE = SiteType(op="dense", weights=_KERNEL, macs=_dense_macs)
+_DENSE_GENERAL = SiteType(
+    op="dense_general",
+    weights=_KERNEL,
+    macs=_dense_general_macs,
+    contracted_axes=_dense_general_axes,
+)
+_EINSUM = SiteType(
+    op="einsum", weights=_KERNEL, macs=einsum_macs, contracted_axes=_einsum_axes
+)
 _SITE_TYPES: Mapping[type, SiteType] = types.MappingProxyType(
     {
-        nn.Conv: SiteType(op="conv", weights=_KERNEL, macs=_conv_macs),
+        nn.Conv: _CONV,
         nn.ConvLocal: SiteType(op="conv_local", weights=_KERNEL, macs=_conv_local_macs),
-        nn.ConvTranspose: SiteType(
-            op="conv_transpose",
-            weights=_KERNEL,
-            macs=_conv_transpose_macs,
-            contracted_axes=_conv_transpose_axes,
-        ),
-        nn.Dense: SiteType(op="dense", weights=_KERNEL, macs=_dense_macs),
-        nn.DenseGeneral: SiteType(
-            op="dense_general",
-            weights=_KERNEL,
-            macs=_dense_general_macs,
-            contracted_axes=_dense_general_axes,
-        ),
-        nn.Einsum: SiteType(
-            op="einsum",
-            weights=_KERNEL,
-            macs=einsum_macs,
-            contracted_axes=_einsum_axes,
-        ),
+        nn.ConvTranspose: _CONV_TRANSPOSE,
+        nn.Dense: _DENSE,
+        nn.DenseGeneral: _DENSE_GENERAL,
+        nn.Einsum: _EINSUM,
         # Its gates have no layers of their own that would contract: all kernels of both
         # inputs are joined to two products, so they share one format.
         nn.OptimizedLSTMCell: SiteType(
@@ -242,5 +279,10 @@ _SITE_TYPES: Mapping[type, SiteType] = types.MappingProxyType(
             macs=_lstm_macs,
             split_inputs=_lstm_inputs,
         ),
+        nnx.Conv: _CONV,
+        nnx.ConvTranspose: _CONV_TRANSPOSE,
+        nnx.Linear: _DENSE,
+        nnx.LinearGeneral: _DENSE_GENERAL,
+        nnx.Einsum: _EINSUM,
     }
 )

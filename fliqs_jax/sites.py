@@ -1,9 +1,9 @@
-"""The sites of a linen model: its contractions with weights, found without computing.
+"""The sites of a model: its contractions with weights, found without computing.
 
 On request also the products inside attention layers, which have none.
 
-Two abstract passes. `init` tells where the parameters live and along which axes
-`nn.scan` or `nn.vmap` stack them. A trace of `apply` tells how often each site runs:
+Two abstract passes. `init` tells where the parameters live and along which axes scans
+and vmaps over layers stack them. A trace of `apply` tells how often each site runs:
 loops trace their body once or more and run it many times, so calls are counted in the
 traced program, not while tracing. Which layers count is in `site_types`, quantizing
 them in `quantized_model`.
@@ -24,7 +24,13 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from fliqs_jax import attention_products as attention
-from fliqs_jax.site_types import SiteCall, SiteType, site_type_of
+from fliqs_jax.interception import (
+    as_model,
+    intercept_sites,
+    model_name,
+    record_axis_names,
+)
+from fliqs_jax.site_types import SiteCall, SiteLayer, SiteType
 
 _PROBE = "fliqs_jax_probe"
 _TAG = "fliqs_jax_site:"
@@ -115,7 +121,7 @@ class _Found:
 def find_sites(
     model: Any, *args: Any, attention_products: bool = False, **kwargs: Any
 ) -> tuple[Site, ...]:
-    """Lists the contractions with weights in a linen model, in call order.
+    """Lists the contractions with weights in a linen or NNX model, in call order.
 
     Only shapes are used; nothing is computed and the model needs no variables. A module
     called twice is one site with its MACs summed. A stack of layers (`nn.scan`, or
@@ -123,29 +129,35 @@ def find_sites(
     "layers/Dense_0[3]"; in nested stacks the index counts along the stacking axes of
     the stored parameters in their order ("[1,3]"). Weights shared by all steps of a
     loop are one site with as many calls. Every branch of a conditional counts as if it
-    ran, a `while` loop as if it ran once.
+    ran, a `while` loop as if it ran once. The sites of an NNX model are named by the
+    attributes that lead to them, "blocks/0/linear"; of several ways, the first in
+    alphabetical order.
 
     With `attention_products` the two products inside each attention layer are sites as
     well, "MultiHeadDotProductAttention_0/scores" and ".../values" (see `Site`). These
     are the layers of the class `nn.MultiHeadDotProductAttention` and its subclasses. A
     layer whose `attention_fn` does not take its einsums as arguments, or a model that
-    computes attention by its own `jnp.einsum`, has no such sites.
+    computes attention by its own `jnp.einsum`, has no such sites. They are found in
+    linen models only.
 
     Args:
-      model: a `flax.linen.Module`; its sites are layers of the classes known to
-        `register_site_type`.
+      model: a `flax.linen.Module` or `flax.nnx.Module`; its sites are layers of the
+        classes known to `register_site_type`.
       *args: arguments of the model, arrays or `jax.ShapeDtypeStruct`. The leading axis
         of the first array is the batch, by which sizes and MACs are divided (rounded
         up).
       attention_products: list the products inside attention layers, too.
-      **kwargs: further arguments (`train=False`, ...), and `method` as in `apply`.
+      **kwargs: further arguments (`train=False`, ...), and `method` as in `apply`. For
+        any NNX model `train` means its `train()` and `eval()`.
 
     Returns:
       The sites, a non-empty tuple.
 
     Raises:
-      TypeError: if `model` is no linen module.
-      ValueError: if the model has no site, or no argument is an array with a batch.
+      TypeError: if `model` is no Flax module.
+      ValueError: if the model has no site, or no argument is an array with a batch; for
+        an NNX model also if layers are stacked or tied in a way not served, or with
+        `attention_products`.
 
     Example:
       >>> image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
@@ -153,13 +165,7 @@ def find_sites(
       >>> site.op, site.weight_shape, site.macs
       ('conv', (3, 3, 3, 16), 27648)
     """
-    if not isinstance(model, nn.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model)
-        raise TypeError(
-            f"model must be a flax.linen Module instance, got {kind}: pass the linen"
-            " module itself, for example nn.Dense(10), not its apply function,"
-            " variables, class or an NNX module"
-        )
+    model = as_model(model)
     for name in ("mutable", "rngs", "capture_intermediates"):
         kwargs.pop(name, None)  # of no effect on which sites there are
     leaves, tree = jax.tree.flatten((args, kwargs))
@@ -184,10 +190,10 @@ def find_sites(
     )
     if not sites:
         raise ValueError(
-            f"model {type(model).__name__} has no site: none of its layers is a Conv,"
+            f"model {model_name(model)} has no site: none of its layers is a Conv,"
             " ConvTranspose, ConvLocal, Dense, DenseGeneral, Einsum or"
-            " OptimizedLSTMCell. A layer class of your own becomes a site by"
-            " register_site_type"
+            " OptimizedLSTMCell (in NNX Linear, LinearGeneral). A layer class of your"
+            " own becomes a site by register_site_type"
         )
     return sites
 
@@ -213,28 +219,13 @@ def _keys() -> dict[str, jax.Array]:
     return {name: jax.random.key(0) for name in _RNG_STREAMS}
 
 
-def site_path(module: nn.Module, *product: str) -> str:
-    """Returns the path of a bound module, or of its product, as sites have it."""
-    return "/".join((*module.path, *product)) or "."
-
-
-def _parameter(module: nn.Module, name: str) -> Any:
-    """Returns a parameter of a site, unboxed, or None if there is none."""
-    own, *below = name.split("/")
-    value = module.get_variable("params", own)
-    for part in below:
-        value = None if value is None else value.get(part)
-    return nn.meta.unbox(value)
-
-
-def site_call(
-    module: nn.Module, site_type: SiteType, args: tuple, kwargs: dict, output: Any
-) -> SiteCall:
-    """Returns a site's call as its own code sees it, inside an intercepted method."""
-    first = _parameter(module, site_type.weights[0])
+def site_call(layer: SiteLayer, args: tuple, kwargs: dict, output: Any) -> SiteCall:
+    """Returns a site's call as its own code sees it, in a hook of `intercept_sites`."""
+    site_type, module = layer.site_type, layer.module
+    first = layer.get(site_type.weights[0])
     if first is None:
         raise ValueError(
-            f"site {site_path(module)!r}: {type(module).__name__} has no parameter"
+            f"site {layer.path!r}: {type(module).__name__} has no parameter"
             f" {site_type.weights[0]!r}; name its weights in register_site_type"
         )
     shapes = [jnp.shape(x) for x in site_type.split_inputs(args, kwargs)[0]]
@@ -249,47 +240,45 @@ def site_call(
     )
 
 
+def _product_path(layer: SiteLayer, name: str) -> str:
+    """Returns the path of an attention layer's product as sites have it."""
+    return "/".join((*layer.scope, name))
+
+
 def _run_init(model, arrays, rebuilt, attention_products: bool):
     """First pass: variables, sites with their weights, and named axes of the model."""
     found: dict[str, _Found] = {}
-    axis_names: dict[str, int] = {}
 
-    def record(next_fun, args, kwargs, context):
-        module = context.module
+    def contract(layer, name, einsum, equation, first, second):
+        output = einsum(equation, first, second)
+        call = attention.product_call(layer.module, equation, first, second, output)
+        found[_product_path(layer, name)] = _Found(
+            attention.SITE_TYPE, call, layer.scope, Product(name=name)
+        )
+        layer.put(_PROBE + name, jnp.zeros((0,) * attention.KERNEL_RANK))
+        return output
 
-        def contract(name, einsum, equation, first, second):
-            output = einsum(equation, first, second)
-            call = attention.product_call(module, equation, first, second, output)
-            found[site_path(module, name)] = _Found(
-                attention.SITE_TYPE, call, module.path, Product(name=name)
-            )
-            probe = jnp.zeros((0,) * attention.KERNEL_RANK)
-            module.put_variable("params", _PROBE + name, probe)
-            return output
-
-        if attention_products:
-            next_fun = attention.with_products(next_fun, context, contract)
+    def record(next_fun, args, kwargs, layer):
         output = next_fun(*args, **kwargs)
-        # BatchNorm(axis_name="data") and the like average over a mesh axis.
-        if isinstance(name := getattr(module, "axis_name", None), str):
-            axis_names[name] = 1
-        if site_type := site_type_of(context):
-            call = site_call(module, site_type, args, kwargs, output)
-            found[site_path(module)] = _Found(site_type, call, module.path)
-            for name in site_type.weights:
-                # An empty array of the weight's rank: in the returned tree, the axes
-                # that are not empty are those along which layers were stacked.
-                rank = _parameter(module, name).ndim
-                module.put_variable("params", _PROBE + name, jnp.zeros((0,) * rank))
+        call = site_call(layer, args, kwargs, output)
+        found[layer.path] = _Found(layer.site_type, call, layer.scope)
+        for name in layer.site_type.weights:
+            # An empty array of the weight's rank: in the returned tree, the axes that
+            # are not empty are those along which layers were stacked.
+            layer.put(_PROBE + name, jnp.zeros((0,) * layer.get(name).ndim))
         return output
 
     def init(traced):
         args, kwargs = rebuilt(traced)
-        with nn.intercept_methods(record):
+        product_hook = contract if attention_products else None
+        with intercept_sites(model, record, product_hook) as hooked:
             mutable = _all_but("intermediates")  # as init has it
-            return model.init(_keys(), *args, mutable=mutable, **kwargs)
+            return hooked.init(_keys(), *args, mutable=mutable, **kwargs)
 
-    variables = jax.eval_shape(init, arrays)
+    with record_axis_names(model) as axis_names:
+        axis_env = list(axis_names.items())
+        make = jax.make_jaxpr(init, axis_env=axis_env, return_shape=True)
+        _, variables = make(arrays)
     flat = flax.traverse_util.flatten_dict(dict(variables.get("params", {})))
 
     def stacks_of(entry, name):
@@ -319,24 +308,16 @@ def _run_init(model, arrays, rebuilt, attention_products: bool):
 def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
     """Second pass: adds to `found` what each site does in one run of the model."""
 
-    has_products = any(entry.product for entry in found.values())
+    def contract(layer, name, einsum, equation, first, second):
+        output = einsum(equation, first, second)
+        call = attention.product_call(layer.module, equation, first, second, output)
+        path = _product_path(layer, name)
+        return tagged(output, path, attention.SITE_TYPE, call)
 
-    def tag(next_fun, args, kwargs, context):
-        module = context.module
-
-        def contract(name, einsum, equation, first, second):
-            output = einsum(equation, first, second)
-            call = attention.product_call(module, equation, first, second, output)
-            return tagged(output, site_path(module, name), attention.SITE_TYPE, call)
-
-        if has_products:
-            next_fun = attention.with_products(next_fun, context, contract)
+    def tag(next_fun, args, kwargs, layer):
         output = next_fun(*args, **kwargs)
-        if not (site_type := site_type_of(context)):
-            return output
-        module = context.module
-        call = site_call(module, site_type, args, kwargs, output)
-        return tagged(output, site_path(module), site_type, call)
+        call = site_call(layer, args, kwargs, output)
+        return tagged(output, layer.path, layer.site_type, call)
 
     def tagged(output, path, site_type, call):
         sizes = [math.prod(call.input_shape), math.prod(call.output_shape)]
@@ -350,11 +331,12 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
         args, kwargs = rebuilt(traced)
         # Not "params": models ask whether it is mutable to know that this is init.
         mutable = _all_but("params")
-        with nn.intercept_methods(tag):
-            return model.apply(
+        with intercept_sites(model, tag, contract if has_products else None) as hooked:
+            return hooked.apply(
                 variables, *args, rngs=_keys(), mutable=mutable, **kwargs
             )
 
+    has_products = any(entry.product for entry in found.values())
     axis_env = list(axis_names.items())
     jaxpr = jax.make_jaxpr(apply, axis_env=axis_env)(variables, arrays).jaxpr
     for note, size, loops in _tags(jaxpr, ()):

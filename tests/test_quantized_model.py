@@ -196,7 +196,7 @@ def test_policy_of_another_model_names_the_sites():
         wrong.apply(
             nn.Dense(3).init(jax.random.key(0), x), x, policy=formats("int8", "int8")
         )
-    with pytest.raises(TypeError, match="pass the linen module itself"):
+    with pytest.raises(TypeError, match="pass the module itself"):
         QuantizedModel(nn.Dense)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         qm.observe(variables, x, num_samples=0)

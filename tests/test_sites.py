@@ -333,7 +333,7 @@ def test_registered_layer_becomes_a_site(monkeypatch):
 
 
 def test_registration_refuses_what_is_no_module():
-    with pytest.raises(TypeError, match="module_class must be a flax.linen Module"):
+    with pytest.raises(TypeError, match="module_class must be a flax.linen or"):
         register_site_type(int, op="x", macs=lambda call: 0)
 
 
@@ -351,8 +351,8 @@ def test_wrong_weight_name_is_named(monkeypatch):
 
 
 def test_other_objects_are_refused_with_a_cure():
-    for wrong in (nn.Dense, lambda x: x, nnx.Linear(2, 2, rngs=nnx.Rngs(0))):
-        with pytest.raises(TypeError, match="pass the linen module itself"):
+    for wrong in (nn.Dense, nnx.Linear, lambda x: x, {"params": {}}):
+        with pytest.raises(TypeError, match="pass the module itself"):
             find_sites(wrong, struct(4))
     with pytest.raises(ValueError, match="leading batch axis"):
         find_sites(nn.Dense(2))

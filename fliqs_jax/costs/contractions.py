@@ -11,16 +11,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 from jax import lax
 
 from fliqs_jax.costs.latency_table import Contraction
-from fliqs_jax.site_types import SiteCall, site_type_of
-from fliqs_jax.sites import find_sites, site_call, site_path
+from fliqs_jax.interception import intercept_sites
+from fliqs_jax.site_types import SiteCall
+from fliqs_jax.sites import find_sites, site_call
 
 # format -> (type of both operands, type that products are summed in)
 OPERANDS: Mapping[str, tuple[Any, Any]] = {
@@ -117,7 +118,7 @@ _PARAMETERS = {
 
 
 def find_contractions(
-    model: nn.Module, *args: Any, **kwargs: Any
+    model: Any, *args: Any, **kwargs: Any
 ) -> tuple[tuple[ContractionProgram, ...], dict[str, str]]:
     """Finds the different contractions of a linen model, in the order of its layers.
 
@@ -135,9 +136,11 @@ def find_contractions(
       The contractions; and, for the paths of sites left out, the reason.
 
     Raises:
-      TypeError, ValueError: as `find_sites`, for what is no model or has no site.
+      TypeError: if `model` is no linen module.
+      ValueError: as `find_sites`, if it has no site.
 
     Example:
+      >>> import flax.linen as nn
       >>> image = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
       >>> (program,), left_out = find_contractions(nn.Conv(16, (3, 3)), image)
       >>> print(program.contraction)
@@ -145,19 +148,22 @@ def find_contractions(
       >>> program.compile("int8").operands[0].dtype
       dtype('int8')
     """
+    if isinstance(model, nnx.Module):
+        raise TypeError(
+            "contractions are found in linen models only, but"
+            f" {type(model).__name__} is an NNX model: time a linen model of the same"
+            " layers; its table serves both"
+        )
     find_sites(model, *args, **kwargs)
     batch = next(x.shape[0] for x in jax.tree.leaves((args, kwargs)) if _is_array(x))
     layers: dict[tuple, tuple] = {}
 
-    def record(next_fun, inner_args, inner_kwargs, context):
+    def record(next_fun, inner_args, inner_kwargs, layer):
         output = next_fun(*inner_args, **inner_kwargs)
-        site_type = site_type_of(context)
-        if site_type is None:
-            return output
-        module = context.module
+        site_type = layer.site_type
         call = dataclasses.replace(
-            site_call(module, site_type, inner_args, inner_kwargs, output),
-            module=module.clone(parent=None),
+            site_call(layer, inner_args, inner_kwargs, output),
+            module=layer.module.clone(parent=None),
             args=jax.tree.map(_abstract, inner_args),
             kwargs=jax.tree.map(_abstract, dict(inner_kwargs)),
         )
@@ -168,14 +174,14 @@ def find_contractions(
             output_size=-(-math.prod(call.output_shape) // batch),
             macs=-(-site_type.macs(call) // batch),
         )
-        layers[site_path(module), contraction] = call
+        layers[layer.path, contraction] = call
         return output
 
     def init(arrays):
         leaves = [arrays.get(i, leaf) for i, leaf in enumerate(flat)]
         traced_args, traced_kwargs = tree.unflatten(leaves)
-        with nn.intercept_methods(record):
-            return model.init(_keys(), *traced_args, **traced_kwargs)
+        with intercept_sites(model, record) as hooked:
+            return hooked.init(_keys(), *traced_args, **traced_kwargs)
 
     flat, tree = jax.tree.flatten((args, kwargs))
     jax.eval_shape(

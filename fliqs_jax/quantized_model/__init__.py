@@ -1,4 +1,4 @@
-"""An unmodified linen model with quantized weights and inputs, and its statistics."""
+"""An unmodified model with quantized weights and inputs, and its statistics."""
 
 from fliqs_jax.quantized_model.model import QuantizedModel
 from fliqs_jax.quantized_model.observations import Observations

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
+from fliqs_jax.interception import intercept_sites
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantizers import fake_quantize, scale_of_bound
-from fliqs_jax.site_types import site_type_of
 from fliqs_jax.sites import Site
 
 _ZEROS, _CANDIDATES = "fliqs_jax_input_errors", "fliqs_jax_candidates"
@@ -32,7 +32,7 @@ def riding_errors(
 ) -> PyTree:
     r"""Returns params in which zeros and candidate formats ride.
 
-    Applied inside `with carrying_errors():`, a scalar loss L of the model has with
+    Applied inside `with carrying_errors(model):`, a scalar loss L of the model has with
     respect to the zeros the "gradient"
 
     .. math:: a_{sk} = \sum_i \left( \frac{\partial L}{\partial x_{si}} \right)^2
@@ -56,19 +56,21 @@ def riding_errors(
     return riding.unflatten_params(flat)
 
 
-def carrying_errors():
-    """Returns the context in which a model's sites report; see `riding_errors`."""
-    return nn.intercept_methods(_intercept)
+def carrying_errors(model: nn.Module):
+    """Returns the context in which a linen model's sites report; see `riding_errors`.
+
+    The model itself may be run by others in it, under hooks of their own.
+    """
+    return intercept_sites(model, _report)
 
 
-def _intercept(next_fun, args, kwargs, context):
-    zeros = context.module.get_variable("params", _ZEROS)
-    if zeros is None or not (site_type := site_type_of(context)):
+def _report(next_fun, args, kwargs, layer):
+    if (zeros := layer.get(_ZEROS)) is None:
         return next_fun(*args, **kwargs)
-    inputs, rejoin = site_type.split_inputs(args, kwargs)
+    inputs, rejoin = layer.site_type.split_inputs(args, kwargs)
     if not all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in inputs):
         return next_fun(*args, **kwargs)
-    candidates = context.module.get_variable("params", _CANDIDATES)
+    candidates = layer.get(_CANDIDATES)
     inputs = [jnp.asarray(x) for x in inputs]
     args, kwargs = rejoin(_carry_out(inputs, zeros, candidates))
     return next_fun(*args, **kwargs)

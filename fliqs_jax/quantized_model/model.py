@@ -1,4 +1,4 @@
-"""QuantizedModel: a linen model, as it is, run under a policy of number formats.
+"""QuantizedModel: a Flax model, as it is, run under a policy of number formats.
 
 Weights are quantized in the params tree before the model runs, inputs of sites while it
 runs. It holds no variables and trains nothing; which formats to use is `policy` and
@@ -6,18 +6,16 @@ runs. It holds no variables and trains nothing; which formats to use is `policy`
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from fliqs_jax.attention_products import PRODUCT_NAMES, has_products, with_products
+from fliqs_jax.interception import as_model, intercept_sites, model_name
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import observations, riding
 from fliqs_jax.quantized_model.observations import Observations
@@ -26,7 +24,7 @@ from fliqs_jax.quantized_model.weights import (
     quantize_weights,
 )
 from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
-from fliqs_jax.site_types import site_type_of
+from fliqs_jax.site_types import SiteLayer
 from fliqs_jax.sites import Site, find_sites
 
 _FORMAT = "fliqs_jax_format"
@@ -34,9 +32,10 @@ _SECOND_FORMAT = _FORMAT + "_second"  # of the key or value of a product
 
 
 class QuantizedModel:
-    """Runs a linen model with fake-quantized weights and inputs of its sites.
+    """Runs a Flax model with fake-quantized weights and inputs of its sites.
 
-    The model is not changed: `init` and `apply` are its own, plus `policy`. Biases,
+    The model is not changed: `init` and `apply` are its own, plus `policy`. Those of an
+    NNX model are as in `nnx_adapter`: `init` returns the values it has. Biases,
     norms and embeddings stay as they are, and so do integer inputs. Gradients reach the
     float weights straight through. Formats are data: one compilation serves all values.
 
@@ -52,18 +51,19 @@ class QuantizedModel:
     probabilities after dropout.
 
     Args:
-      model: the linen module.
+      model: the linen or NNX module.
       sites: its sites, where the model's own arguments do not lead to all of them (an
         `apply` with `method=...`); None finds them from the arguments of the call.
-      attention_products: find the products inside attention layers, too; where `sites`
-        are given, these decide.
+      attention_products: find the products inside attention layers, too (of linen
+        models); where `sites` are given, these decide.
       per_channel: one scale per output channel of a weight instead of one per tensor.
       clip_gradient: False passes the gradient of clipped values too.
 
     Raises:
-      TypeError: if `model` is no linen module.
+      TypeError: if `model` is no Flax module.
 
     Example:
+      >>> import flax.linen as nn
       >>> qm = QuantizedModel(nn.Dense(2))
       >>> x = jnp.ones((1, 4))
       >>> variables = qm.init(jax.random.key(0), x)
@@ -81,12 +81,7 @@ class QuantizedModel:
         per_channel: bool = False,
         clip_gradient: bool = True,
     ):
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"model must be a flax.linen Module instance, got {model!r}: pass the"
-                " linen module itself, for example nn.Dense(10)"
-            )
-        self.model = model
+        self.model = as_model(model)
         self.attention_products = attention_products
         self.per_channel = per_channel
         self.clip_gradient = clip_gradient
@@ -94,7 +89,7 @@ class QuantizedModel:
         self._found: dict[Any, tuple[Site, ...]] = {}
 
     def __repr__(self) -> str:
-        return f"QuantizedModel({type(self.model).__name__})"
+        return f"QuantizedModel({model_name(self.model)})"
 
     def sites(self, *args: Any, **kwargs: Any) -> tuple[Site, ...]:
         """Returns the model's sites for these arguments; remembers them by shape."""
@@ -144,8 +139,8 @@ class QuantizedModel:
         groups = riding.group_sites(sites)
         given = riding.flatten_params(variables["params"])
         flat = self._ridden(given, groups, formats)
-        with nn.intercept_methods(self._quantize_input):
-            result = self._apply_flat(variables, flat, args, kwargs)
+        change = self._quantized
+        result = self._apply_flat(change, groups, variables, flat, args, kwargs)
         if kwargs.get("mutable", False) is False or "params" not in result[1]:
             return result
         return result[0], {**result[1], "params": _restored(result[1], flat, given)}
@@ -183,9 +178,13 @@ class QuantizedModel:
             flat = self._ridden(flat, groups, _site_formats(policy, sites))
         axes = observations.varying_axes((variables, args))
 
+        def change(inputs, layer, product=None):
+            inputs = _observed(inputs, layer, product)
+            return self._quantized(inputs, layer, product)
+
         def outputs(zeros):
-            with nn.intercept_methods(self._observe_input):
-                result = self._apply_flat(variables, {**flat, **zeros}, args, kwargs)
+            ridden = {**flat, **zeros}
+            result = self._apply_flat(change, groups, variables, ridden, args, kwargs)
             leaves = jax.tree.leaves(result)
             return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
 
@@ -196,9 +195,26 @@ class QuantizedModel:
         (statistics,) = pull_back([jnp.zeros_like(x) for x in results])
         return observations.read_leaves(statistics, groups)
 
-    def _apply_flat(self, variables, flat, args, kwargs):
-        params = riding.unflatten_params(flat)
-        return self.model.apply({**variables, "params": params}, *args, **kwargs)
+    def _apply_flat(self, change, groups, variables, flat, args, kwargs):
+        """Applies the model, `change` applied to the inputs of its sites."""
+
+        def hook(next_fun, args, kwargs, layer):
+            inputs, rejoin = layer.site_type.split_inputs(args, kwargs)
+            args, kwargs = rejoin(change(inputs, layer))
+            return next_fun(*args, **kwargs)
+
+        def contract(layer, name, einsum, equation, first, second):
+            (first,) = change([first], layer, name)
+            if (row := _row(layer, _SECOND_FORMAT, name)) is not None:
+                second = quantize_second_operand(
+                    second, row, clip_gradient=self.clip_gradient
+                )
+            return einsum(equation, first, second)
+
+        product_hook = contract if any(group.product for group in groups) else None
+        variables = {**variables, "params": riding.unflatten_params(flat)}
+        with intercept_sites(self.model, hook, product_hook) as hooked:
+            return hooked.apply(variables, *args, **kwargs)
 
     def _ridden(self, flat, groups, formats: SiteFormats):
         """Returns params with quantized weights and the inputs' formats in them."""
@@ -216,38 +232,9 @@ class QuantizedModel:
         riding.place_rows(flat, products, _SECOND_FORMAT, weight_rows)
         return flat
 
-    def _quantize_input(self, next_fun, args, kwargs, context):
-        return self._intercept(next_fun, args, kwargs, context, self._quantized)
-
-    def _observe_input(self, next_fun, args, kwargs, context):
-        def change(inputs, module, product=None):
-            inputs = _observed(inputs, module, product)
-            return self._quantized(inputs, module, product)
-
-        return self._intercept(next_fun, args, kwargs, context, change)
-
-    def _intercept(self, next_fun, args, kwargs, context, change):
-        """Calls next_fun with `change` applied to the inputs of the sites in it."""
-        module = context.module
-
-        def contract(name, einsum, equation, first, second):
-            (first,) = change([first], module, name)
-            if (row := _row(module, _SECOND_FORMAT, name)) is not None:
-                second = quantize_second_operand(
-                    second, row, clip_gradient=self.clip_gradient
-                )
-            return einsum(equation, first, second)
-
-        if has_products(context) and _products_ride(module):
-            next_fun = with_products(next_fun, context, contract)
-        if site_type := site_type_of(context):
-            inputs, rejoin = site_type.split_inputs(args, kwargs)
-            args, kwargs = rejoin(change(inputs, module))
-        return next_fun(*args, **kwargs)
-
-    def _quantized(self, inputs, module, product=None):
+    def _quantized(self, inputs, layer, product=None):
         """Returns a site's inputs on the grid that rides in its scope, if any."""
-        row = _row(module, _FORMAT, product)
+        row = _row(layer, _FORMAT, product)
         types = [jnp.result_type(x) for x in inputs]
         if row is None or not all(jnp.issubdtype(x, jnp.floating) for x in types):
             return inputs
@@ -263,29 +250,23 @@ class QuantizedModel:
         ]
 
 
-def _observed(inputs: list, module: nn.Module, product: str | None) -> list:
+def _observed(inputs: list, layer: SiteLayer, product: str | None) -> list:
     """Returns a site's inputs, their statistics carried out if zeros ride in."""
-    sums = _leaf(module, observations.SUMS, product)
+    sums = _leaf(layer, observations.SUMS, product)
     if sums is None or not all(jnp.size(x) for x in inputs):
         return inputs
-    maxima = _leaf(module, observations.MAXIMA, product)
+    maxima = _leaf(layer, observations.MAXIMA, product)
     inputs = [jnp.asarray(x) for x in inputs]
     return observations.observe_inputs(inputs, sums, maxima)
 
 
-def _leaf(module: nn.Module, name: str, product: str | None) -> Any:
-    return module.get_variable("params", riding.leaf_name(name, product))
+def _leaf(layer: SiteLayer, name: str, product: str | None) -> Any:
+    return layer.get(riding.leaf_name(name, product))
 
 
-def _row(module: nn.Module, name: str, product: str | None) -> Any:
-    leaf = _leaf(module, name, product)
+def _row(layer: SiteLayer, name: str, product: str | None) -> Any:
+    leaf = _leaf(layer, name, product)
     return None if leaf is None else leaf.reshape(-1)
-
-
-def _products_ride(module: nn.Module) -> bool:
-    """Returns whether numbers of an attention layer's products ride in its scope."""
-    leaves = itertools.product((_FORMAT, observations.SUMS), PRODUCT_NAMES)
-    return any(_leaf(module, *leaf) is not None for leaf in leaves)
 
 
 def _static_key(leaf: Any) -> Any:

@@ -27,8 +27,10 @@ def draw_formats(run: Run) -> "matplotlib.figure.Figure":
     """
     if run.policy is None or not run.config.sites:
         raise ValueError("run has no policy.json or no sites in config.json to draw")
+    from matplotlib.transforms import ScaledTranslation
+
     sites = run.config.sites
-    figure = style.new_figure(1.35 + 0.235 * len(sites))
+    figure = style.new_figure(1.35 + 0.235 * max(len(sites), 2))  # a row needs two
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.9, 1))
     formats = [run.policy.get(site.path, ("fp32", "fp32")) for site in sites]
     bits = np.array([[storage_bits(name) or 32 for name in pair] for pair in formats])
@@ -62,8 +64,10 @@ def draw_formats(run: Run) -> "matplotlib.figure.Figure":
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         # Under the plot, where it hides no bar; the distance is fixed in inches.
-        drop = -0.55 / (0.235 * len(sites))
-        style.add_legend(axes, loc="upper left", bbox_to_anchor=(0, drop), ncols=2)
+        below = axes.transAxes + ScaledTranslation(0, -0.42, figure.dpi_scale_trans)
+        style.add_legend(
+            axes, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=2
+        )
     left.tick_params(axis="y", labelcolor=style.INK)
     return figure
 

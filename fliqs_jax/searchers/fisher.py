@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num
 
+from fliqs_jax.nnx_adapter import NnxModel
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantized_model.input_errors import (
     carrying_errors,
@@ -77,6 +78,11 @@ class FisherMeter:
         *,
         examples_at_once: int = 16,
     ):
+        if isinstance(model := classifier.quantized.model, NnxModel):
+            raise TypeError(
+                f"the Fisher estimate is of linen models only, but {model.name} is an"
+                " NNX model: measure by running the network (loss, kl or mse)"
+            )
         if not batches:
             raise ValueError("batches must hold at least one batch, got none")
         if examples_at_once < 1:
@@ -155,7 +161,7 @@ def _site_sums(
     def loss(weights, zeros, image, label):
         params = riding.unflatten_params({**flat, **weights})
         params = riding_errors(params, space.sites, zeros, candidates)
-        with carrying_errors():
+        with carrying_errors(classifier.quantized.model):
             logits = classifier.predict(
                 params, state.model_state, image[None], formats=plain
             )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jaxtyping import PyTree
 
 from fliqs_jax.controller import Controller, default, entropy, published
@@ -123,7 +124,7 @@ class OptimizerSettings:
 
 
 def search_formats(
-    model: nn.Module,
+    model: nn.Module | nnx.Module,
     dataset: Dataset,
     space: SearchSpace,
     *,
@@ -147,9 +148,10 @@ def search_formats(
     returns the finished result.
 
     Args:
-      model: a linen module called as `model(images)` with float images [B, H, W, C],
-        and `train=` or a like argument if it has one. Where it averages over devices
-        (`nn.BatchNorm(axis_name=...)`), their axis is "data".
+      model: a linen or NNX module called as `model(images)` with float images
+        [B, H, W, C], and `train=` or a like argument if it has one. Where it averages
+        over devices (`nn.BatchNorm(axis_name=...)`), their axis is "data". Training
+        starts from the values of an NNX model, and leaves the model alone.
       dataset: from `load_dataset`.
       space: what may be chosen.
       workdir: a new folder, or that of the same run.

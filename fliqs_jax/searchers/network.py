@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.models import create_model
@@ -77,12 +78,14 @@ def save_network(
         checkpoints.save(0, tree)
 
 
-def load_network(workdir: str | os.PathLike, model: nn.Module | None = None) -> Network:
+def load_network(
+    workdir: str | os.PathLike, model: nn.Module | nnx.Module | None = None
+) -> Network:
     """Loads the trained network of a finished run.
 
     Args:
       workdir: of the run.
-      model: the linen module that was trained; None makes it anew where the run's
+      model: the Flax module that was trained; None makes it anew where the run's
         launcher created it by name.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, Int
 
 from fliqs_jax.costs import (
@@ -91,7 +92,7 @@ class AllocationSettings:
 
 
 def allocate_formats(
-    model: nn.Module,
+    model: nn.Module | nnx.Module,
     dataset: Dataset,
     space: SearchSpace,
     *,
@@ -114,7 +115,7 @@ def allocate_formats(
     returns the finished result. The policy can then be trained at, by `search_formats`.
 
     Args:
-      model: a linen image classifier, as for `search_formats`.
+      model: a linen or NNX image classifier, as for `search_formats`.
       dataset: training images to measure on, test images for the accuracy.
       space: what may be chosen.
       trained: returns the float network's variables, and the seconds that training

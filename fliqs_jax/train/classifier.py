@@ -5,34 +5,29 @@ told that it is training. Knows nothing of losses or of search.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.data import normalise
+from fliqs_jax.nnx_adapter import NnxModel
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import Observations, QuantizedModel
 from fliqs_jax.sites import Site, find_sites
+from fliqs_jax.training_mode import training_keywords
 
 Augment = Callable[[Array, Array], Array]  # (key, uint8 images) -> images
-
-# Names under which models take "this is training", with the value that says so.
-_TRAINING_ARGUMENTS = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
 
 
 def training_arguments(model: Any, train: bool) -> dict[str, bool]:
     """Returns the keyword that switches `model.__call__` to training or evaluation.
+
+    An NNX model is switched by `train=`, whatever it takes itself.
 
     Example:
       >>> import flax.linen as nn
@@ -41,21 +36,21 @@ def training_arguments(model: Any, train: bool) -> dict[str, bool]:
       >>> training_arguments(Net(), train=True)
       {'deterministic': False}
     """
-    accepted = inspect.signature(type(model).__call__).parameters
-    return {
-        name: when_training if train else not when_training
-        for name, when_training in _TRAINING_ARGUMENTS.items()
-        if name in accepted
-    }
+    if isinstance(model, nnx.Module | NnxModel):
+        return {"train": train}
+    return training_keywords(type(model).__call__, train)
 
 
 def image_sites(
-    model: nn.Module, image_shape: Sequence[int], *, attention_products: bool = False
+    model: nn.Module | nnx.Module,
+    image_shape: Sequence[int],
+    *,
+    attention_products: bool = False,
 ) -> tuple[Site, ...]:
     """Returns the sites of an image classifier, by shapes alone.
 
     Args:
-      model: a linen module called with images.
+      model: a linen or NNX module called with images.
       image_shape: of one image, [H, W, C].
       attention_products: with the products inside attention layers; see `find_sites`.
 

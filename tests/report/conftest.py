@@ -144,11 +144,12 @@ FLOATS = (
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory):
-    """Returns a function that writes the run of a ResNet of `blocks` blocks."""
+    """Returns a function that writes the run of a ResNet, or of its first layers."""
 
-    def make(blocks=3, options=INTS, **words):
+    def make(blocks=3, options=INTS, count=None, **words):
         folder = tmp_path_factory.mktemp("run")
-        return write_run(folder, sites=resnet_sites(blocks), options=options, **words)
+        sites = resnet_sites(blocks)[:count]
+        return write_run(folder, sites=sites, options=options, **words)
 
     return make
 

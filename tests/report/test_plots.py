@@ -121,6 +121,18 @@ def test_strips_serve_two_and_many_options(run, options):
     assert len(figure.axes[0].get_yticks()) <= 6
 
 
+@pytest.mark.parametrize("draw", [draw_expected_bits, draw_formats, draw_probabilities])
+@pytest.mark.parametrize("sites", [1, 2, 3])
+def test_few_sites_have_room(draw, sites, make_run):
+    # As everywhere in the tests, matplotlib's warning of a collapsed plot is an error.
+    figure = draw(read_run(make_run(count=sites, steps=200)))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_window_extent().height / figure.dpi > 0.3  # inches
+        if legend := axes.get_legend():
+            assert legend.get_window_extent().y0 >= 0  # on the page, with its plot
+
+
 def test_sixty_decisions_stay_apart(make_run):
     run = read_run(make_run(blocks=28, steps=200))
     assert len(run.config.sites) == 60
