@@ -107,8 +107,9 @@ class _Found:
 
     site_type: SiteType
     call: SiteCall
-    scope: tuple[str, ...]  # of the parameters
+    scope: tuple[str, ...] = ()  # of the parameters
     product: Product | None = None
+    probes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     weights: tuple[Weight, ...] = ()
     weight_count: int = 0
     stack_shape: tuple[int, ...] = ()
@@ -247,31 +248,35 @@ def _product_path(layer: SiteLayer, name: str) -> str:
 
 def _run_init(model, arrays, rebuilt, attention_products: bool):
     """First pass: variables, sites with their weights, and named axes of the model."""
-    found: dict[str, _Found] = {}
+    recorded: list[_Found] = []
 
-    def contract(layer, name, einsum, equation, first, second):
+    def record(entry, layer, ranks):
+        # Empty arrays of the weights' ranks: in the returned tree, the axes that are
+        # not empty are those along which layers were stacked. They tell the place, too:
+        # where nn.jit reuses the trace of a layer like this one, no hook runs.
+        for name, rank in ranks.items():
+            probe = f"{_PROBE}{len(recorded)}:{name}"
+            layer.put(probe, jnp.zeros((0,) * rank))
+        recorded.append(entry)
+
+    def record_product(layer, name, einsum, equation, first, second):
         output = einsum(equation, first, second)
         call = attention.product_call(layer.module, equation, first, second, output)
-        found[_product_path(layer, name)] = _Found(
-            attention.SITE_TYPE, call, layer.scope, Product(name=name)
-        )
-        layer.put(_PROBE + name, jnp.zeros((0,) * attention.KERNEL_RANK))
+        entry = _Found(attention.SITE_TYPE, call, product=Product(name=name))
+        record(entry, layer, {name: attention.KERNEL_RANK})
         return output
 
-    def record(next_fun, args, kwargs, layer):
+    def record_layer(next_fun, args, kwargs, layer):
         output = next_fun(*args, **kwargs)
         call = site_call(layer, args, kwargs, output)
-        found[layer.path] = _Found(layer.site_type, call, layer.scope)
-        for name in layer.site_type.weights:
-            # An empty array of the weight's rank: in the returned tree, the axes that
-            # are not empty are those along which layers were stacked.
-            layer.put(_PROBE + name, jnp.zeros((0,) * layer.get(name).ndim))
+        ranks = {name: layer.get(name).ndim for name in layer.site_type.weights}
+        record(_Found(layer.site_type, call), layer, ranks)
         return output
 
     def init(traced):
         args, kwargs = rebuilt(traced)
-        product_hook = contract if attention_products else None
-        with intercept_sites(model, record, product_hook) as hooked:
+        product_hook = record_product if attention_products else None
+        with intercept_sites(model, record_layer, product_hook) as hooked:
             mutable = _all_but("intermediates")  # as init has it
             return hooked.init(_keys(), *args, mutable=mutable, **kwargs)
 
@@ -280,29 +285,38 @@ def _run_init(model, arrays, rebuilt, attention_products: bool):
         make = jax.make_jaxpr(init, axis_env=axis_env, return_shape=True)
         _, variables = make(arrays)
     flat = flax.traverse_util.flatten_dict(dict(variables.get("params", {})))
-
-    def stacks_of(entry, name):
-        probe = flat.pop((*entry.scope, _PROBE + name))
-        stacks = tuple(i for i, size in enumerate(probe.shape) if size)
-        entry.stack_shape = tuple(probe.shape[i] for i in stacks)
-        return stacks, probe.ndim - len(stacks)
-
+    found: dict[str, _Found] = {}
+    for path in [path for path in flat if path[-1].startswith(_PROBE)]:
+        *scope, probe_name = path
+        number, _, name = probe_name.removeprefix(_PROBE).partition(":")
+        entry = dataclasses.replace(recorded[int(number)], scope=tuple(scope))
+        parts = (*scope, name) if entry.product else scope
+        entry = found.setdefault("/".join(parts) or ".", entry)
+        entry.probes = {**entry.probes, name: flat.pop(path).shape}
     for entry in found.values():
-        if entry.product:
-            stacks, _ = stacks_of(entry, entry.product.name)
-            entry.product = dataclasses.replace(entry.product, stack_axes=stacks)
-            continue
-        contracted = entry.site_type.contracted_axes(entry.call)
-        for name in entry.site_type.weights:
-            stacks, rank = stacks_of(entry, name)
-            if entry.weights:  # the site type speaks of the first weight only
-                contracted = tuple(range(rank - 1))
-            weight = Weight(name=name, stack_axes=stacks, contracted_axes=contracted)
-            entry.weights += (weight,)
-            stored = nn.meta.unbox(flat[*entry.scope, *weight.path])
-            entry.weight_count += stored.size // math.prod(entry.stack_shape)
+        _read_probes(entry, flat)
     params = flax.traverse_util.unflatten_dict(flat)
     return {**variables, "params": params}, found, axis_names
+
+
+def _read_probes(entry: _Found, flat: dict[tuple[str, ...], Any]) -> None:
+    """Fills in what the probes say of a site's weights, or of its product."""
+    contracted = ()
+    for name in (entry.product.name,) if entry.product else entry.site_type.weights:
+        shape = entry.probes[name]
+        stacks = tuple(axis for axis, size in enumerate(shape) if size)
+        entry.stack_shape = tuple(shape[axis] for axis in stacks)
+        if entry.product:
+            entry.product = dataclasses.replace(entry.product, stack_axes=stacks)
+            continue
+        if entry.weights:  # the site type speaks of the first weight only
+            contracted = tuple(range(len(shape) - len(stacks) - 1))
+        else:
+            contracted = entry.site_type.contracted_axes(entry.call)
+        weight = Weight(name=name, stack_axes=stacks, contracted_axes=contracted)
+        entry.weights += (weight,)
+        stored = nn.meta.unbox(flat[*entry.scope, *weight.path])
+        entry.weight_count += stored.size // math.prod(entry.stack_shape)
 
 
 def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
@@ -337,6 +351,7 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
             )
 
     has_products = any(entry.product for entry in found.values())
+    variables = {**variables, "params": _told_apart(variables["params"], found)}
     axis_env = list(axis_names.items())
     jaxpr = jax.make_jaxpr(apply, axis_env=axis_env)(variables, arrays).jaxpr
     for note, size, loops in _tags(jaxpr, ()):
@@ -349,6 +364,28 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
         entry.input_size += times * input_size
         entry.output_size += times * output_size
         entry.calls += _calls_per_layer(loops, entry.stack_shape)
+
+
+def _told_apart(params: dict, found: dict[str, _Found]) -> dict:
+    """Returns params with a leaf of a shape of its own at each site.
+
+    nn.jit reuses the trace of a layer, and the path tagged in it, for another one with
+    variables of the same shapes.
+    """
+    flat = flax.traverse_util.flatten_dict(params)
+    for number, entry in enumerate(found.values(), start=1):
+        name, stack_axes, rank = "", (), attention.KERNEL_RANK
+        if entry.product:
+            name, stack_axes = entry.product.name, entry.product.stack_axes
+        else:
+            stack_axes, rank = entry.weights[0].stack_axes, len(entry.call.weight_shape)
+        # A vector outside stacks, as numbers that ride: see `quantized_model.riding`.
+        shape = [number] + [1] * (rank - 1 if stack_axes else 0)
+        for axis, size in zip(stack_axes, entry.stack_shape, strict=True):
+            shape.insert(axis, size)
+        leaf = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+        flat[*entry.scope, _PROBE + name] = leaf
+    return flax.traverse_util.unflatten_dict(flat)
 
 
 def _tags(jaxpr, loops: tuple[int, ...]) -> Iterator[tuple[str, int, tuple[int, ...]]]:

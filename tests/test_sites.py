@@ -364,3 +364,29 @@ def test_nothing_is_computed():
     huge = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)
     (site,) = find_sites(nn.Dense(2**20), huge)
     assert site.macs == 2**40
+
+
+class JitBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(4)(x))
+
+
+class JitNet(nn.Module):
+    """Two layers of one nn.jit class: flax traces the first alone."""
+
+    @nn.compact
+    def __call__(self, x):
+        block = nn.jit(JitBlock)
+        return nn.Dense(2)(block(name="second")(block(name="first")(x)))
+
+
+def test_layers_of_one_jit_class_are_sites_each_under_their_own_name():
+    x = jnp.ones((1, 4))
+    JitNet().init(jax.random.key(0), x)  # leaves traces without a hook behind
+    for _ in range(2):
+        sites = find_sites(JitNet(), x)
+        paths = [site.path for site in sites]
+        assert paths == ["first/Dense_0", "second/Dense_0", "Dense_0"]
+        assert [site.macs for site in sites] == [16, 16, 8]
+        assert [site.calls for site in sites] == [1, 1, 1]
