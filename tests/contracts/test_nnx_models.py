@@ -318,7 +318,7 @@ def test_fp32_policy_changes_no_bit(run):
     assert (got == plain).all()
 
 
-COSTLY = {"attention", "mlp"}
+COSTLY = {"attention", "mlp", "shared"}
 
 
 @pytest.mark.parametrize(

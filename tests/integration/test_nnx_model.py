@@ -11,6 +11,8 @@ from flax import nnx
 import fliqs_jax as fq
 from fliqs_jax import nnx_adapter
 
+pytestmark = pytest.mark.slow
+
 
 class Stranger(nnx.Module):
     """Batch norm and dropout, switched by `train()` and `eval()` alone."""
@@ -88,7 +90,6 @@ def test_same_workdir_returns_the_finished_search(searched):
     assert search(model, result.workdir, **JOB) == result
 
 
-@pytest.mark.slow
 def test_interrupted_search_ends_as_the_uninterrupted_one(searched, tmp_path):
     model, _, result = searched
     shutil.copytree(result.workdir, tmp_path / "run")
