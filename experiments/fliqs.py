@@ -9,7 +9,6 @@ policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 """
 
 import dataclasses
-import functools
 import inspect
 
 import flax.linen as nn
@@ -17,18 +16,16 @@ from absl import app, flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common
-from fliqs_jax import controller, costs
-from fliqs_jax.data import Dataset, augment, default_augmentation
+from experiments import common, search_flags
+from fliqs_jax import controller
+from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.format_search import (
     PUBLISHED,
     FliqsSettings,
-    OptimizerSettings,
     Recipe,
     recipe,
     search_formats,
 )
-from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.losses import correct
 
 FLAGS = flags.FLAGS
@@ -103,7 +100,7 @@ common.define(
 )
 common.define("bool", "per_channel", None, "One weight scale an output channel.")
 common.define("bool", "clip_gradient", None, "No gradient to clipped values.")
-common.define("bool", "weights_only", False, "Search the weights' formats alone.")
+search_flags.define_space_flags(separate=False)
 common.define(
     "bool",
     "attention_products",
@@ -111,17 +108,6 @@ common.define(
     "Formats for q k^T and softmax(.) v, too, the products in attention layers.",
 )
 common.define("bool", "separate", False, "A decision each for weights and input.")
-common.define(
-    "list", "pins", [], "Fixed sites, path or regex: Conv_0=int8,Dense_0=int8."
-)
-common.define("list", "groups", [], "Regexes; the sites each matches share a decision.")
-common.define(
-    "string",
-    "policy",
-    None,
-    "Train at this instead of searching: a format name, a policy.json, or random:SEED "
-    "(a policy of the target's cost, within 3 %).",
-)
 
 
 def main(argv: list[str]) -> None:
@@ -136,17 +122,12 @@ def run() -> None:
         print(note)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
-    sites = image_sites(
+    space, policy = search_flags.space_and_policy(
         model,
         dataset.train.image_shape,
+        common.site_cost(per_channel=settings.per_channel),
         attention_products=FLAGS.attention_products,
     )
-    space = search_space(sites, FLAGS.formats)
-    policy = fixed_policy(space, common.site_cost(per_channel=settings.per_channel))
-    if policy is not None:
-        # Room for the policy's own formats; nothing is searched.
-        names = [name.removeprefix("u") for pair in policy.values() for name in pair]
-        space = search_space(sites, list(dict.fromkeys([*FLAGS.formats, *names])))
     train(model, dataset, space, workdir=FLAGS.workdir, policy=policy)
 
 
@@ -161,7 +142,6 @@ def train(
     """Searches, or trains at a policy, as the flags say."""
     settings = fliqs_settings()
     variables, record = common.initial_variables()
-    augmentation = default_augmentation(FLAGS.dataset)
     search_formats(
         model,
         dataset,
@@ -172,30 +152,12 @@ def train(
         cost=common.site_cost(per_channel=settings.per_channel),
         cost_reference=FLAGS.cost_reference,
         fliqs=settings,
-        optimizer=OptimizerSettings(
-            name=FLAGS.optimizer,
-            learning_rate=FLAGS.learning_rate,
-            weight_decay=FLAGS.weight_decay,
-        ),
-        augment=functools.partial(
-            augment, crop_padding=augmentation.crop_padding, flip=augmentation.flip
-        ),
+        optimizer=search_flags.optimizer_settings(),
+        augment=search_flags.augmentation(),
         policy=policy,
         variables=variables,
         skip_variables=FLAGS.init_skip,
         config={**common.run_config(), **record},
-    )
-
-
-def search_space(sites: tuple[fq.Site, ...], formats: list[str]) -> fq.SearchSpace:
-    """Returns the decisions that the flags describe."""
-    return fq.SearchSpace(
-        sites,
-        formats,
-        weights_only=FLAGS.weights_only,
-        separate=FLAGS.separate,
-        groups=FLAGS.groups or None,
-        pins=common.parse_options(FLAGS.pins) or None,
     )
 
 
@@ -267,21 +229,6 @@ def controller_recipe() -> Recipe:
             "--quality=accuracy"
         )
     return recipe(make, **given)
-
-
-def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | None:
-    """Returns the policy to train at, or None for a search."""
-    if FLAGS.policy is None:
-        return None
-    if FLAGS.policy.endswith(".json"):
-        return fq.Policy.load(FLAGS.policy)
-    if not FLAGS.policy.startswith("random:"):
-        return fq.Policy.uniform(space.sites, FLAGS.policy)
-    table = costs.cost_table(space, cost)
-    target = FLAGS.cost_target * table.reference(FLAGS.cost_reference)
-    seed = int(FLAGS.policy.removeprefix("random:"))
-    (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)
-    return space.policy(options)
 
 
 def _chosen(value: str | None, name: str) -> bool | None:

@@ -22,7 +22,7 @@ from absl import app, flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, fliqs
+from experiments import common, fliqs, search_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.post_training import (
     ALLOCATIONS,
@@ -82,7 +82,7 @@ def run() -> None:
     allocate_formats(
         model,
         dataset,
-        fliqs.search_space(sites, FLAGS.formats),
+        search_flags.search_space(sites, FLAGS.formats),
         trained=functools.partial(load, model, dataset),
         workdir=FLAGS.workdir,
         cost_target=FLAGS.cost_target,

@@ -24,8 +24,8 @@ from fliqs_jax.searchers.fliqs import Fliqs, Phases
 from fliqs_jax.searchers.format_search import (
     PUBLISHED,
     FliqsSettings,
-    OptimizerSettings,
 )
+from fliqs_jax.searchers.search_run import OptimizerSettings
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 

@@ -37,10 +37,10 @@ from fliqs_jax.searchers.calibration import (
     update_calibration,
 )
 from fliqs_jax.train.classifier import Classifier
-from fliqs_jax.train.fitting import fit_variables
+from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS, Step
+from fliqs_jax.train.mapping import AXIS, Step, device_keys
 
 # (logits, labels) -> quality of each example, higher is better
 Quality = Callable[[Float[Array, "B C"], Int[Array, "B"]], Float[Array, "B"]]
@@ -142,14 +142,11 @@ class Fliqs:
     def init(self, key: Key[Array, ""], images: ArrayLike) -> SearchState:
         """Returns the state before the first step."""
         init_key, run_key = jax.random.split(key)
-        params, model_state = self.classifier.init(init_key, images)
-        if self.variables is not None:
-            model_state = fit_variables(
-                self.variables,
-                {"params": params, **model_state},
-                skip=self.skip_variables,
-            )
-            params = model_state.pop("params")
+        params, model_state = start_variables(
+            self.variables,
+            *self.classifier.init(init_key, images),
+            skip=self.skip_variables,
+        )
         shape = (self.space.num_decisions, self.space.num_options)
         fixed = np.zeros(shape[0], np.int32)
         if self.policy is not None:
@@ -177,7 +174,7 @@ class Fliqs:
         Sample, forward, backward, weight update, reward, controller update.
         """
         keys = self._keys(state)
-        images = self._images(batch, keys["augment"])
+        images = self.classifier.training_images(keys["augment"], batch["image"])
         samples = self.controller.sample(keys["options"], state.controller)
         searching = state.step < self.phases.search_end
         options = jnp.where(searching, samples[0], state.fixed_options)
@@ -281,7 +278,7 @@ class Fliqs:
         seen = self.classifier.observe(
             state.params,
             state.model_state,
-            self._images(batch, keys["augment"]),
+            self.classifier.training_images(keys["augment"], batch["image"]),
             formats=self.formats(
                 state, jnp.where(searching, sampled, state.fixed_options)
             ),
@@ -363,17 +360,14 @@ class Fliqs:
             "probabilities": np.asarray(probabilities).round(4),
         }
 
-    def _keys(self, state: SearchState) -> dict[str, Key[Array, ""]]:
-        key = jax.random.fold_in(state.key, state.step)
-        key = jax.random.fold_in(key, lax.axis_index(AXIS))
-        names = ("options", "augment", "dropout")
-        return dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    def summary(self, state: SearchState) -> dict[str, Any]:
+        """Returns the entropy that is left: None where nothing was searched."""
+        if self.policy is not None:
+            return {"entropy": None}
+        return {"entropy": float(entropy(state.controller.logits))}
 
-    def _images(self, batch: dict, key: Key[Array, ""]) -> Float[Array, "B H W C"]:
-        images = batch["image"]
-        if self.classifier.augment is not None:
-            images = self.classifier.augment(key, images)
-        return self.classifier.normalise(images)
+    def _keys(self, state: SearchState) -> dict[str, Key[Array, ""]]:
+        return device_keys(state.key, state.step, ("options", "augment", "dropout"))
 
 
 def _map_samples(

@@ -1,7 +1,7 @@
 """A format search from plain objects to a finished workdir.
 
-Puts the pieces of a FLIQS run together: network, space, cost, controller, phases; runs
-the job; evaluates; writes the results. What happens in a step is in `fliqs`.
+Puts the pieces of a FLIQS run together: network, space, cost, controller, phases. What
+happens in a step is in `fliqs`, what every search does with a searcher in `search_run`.
 """
 
 import dataclasses
@@ -9,21 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
-from jaxtyping import PyTree
 
-from fliqs_jax.controller import Controller, default, entropy, published
+from fliqs_jax.controller import Controller, default, published
 from fliqs_jax.costs import (
     CostTable,
     SiteCost,
     check_target,
     cost_table,
-    make_site_storage,
-    policy_cost,
     site_bops,
     storage_bits,
 )
@@ -32,20 +25,11 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs, Phases, Quality, negated_loss
-from fliqs_jax.searchers.network import save_network
-from fliqs_jax.searchers.results import (
-    SearchResult,
-    describe_sites,
-    finished_result,
-    write_results,
-)
+from fliqs_jax.searchers.results import SearchResult
+from fliqs_jax.searchers.search_run import OptimizerSettings, run_search
 from fliqs_jax.train.classifier import Augment, Classifier
-from fliqs_jax.train.evaluation import Evaluator
-from fliqs_jax.train.fitting import describe_variables, fit_variables
-from fliqs_jax.train.job import JobSettings, run_job
+from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.mapping import make_mesh
-from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
-from fliqs_jax.train.workdir import open_workdir
 
 # (costs, target, phases) -> controller
 Recipe = Callable[[CostTable, float, Phases], Controller]
@@ -110,19 +94,6 @@ PUBLISHED = FliqsSettings(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """How the weights are trained; see `fliqs_jax.train.optimizers`."""
-
-    name: str = "sgd"
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-
-    def make(self, steps: int) -> optax.GradientTransformation:
-        schedule = cosine_schedule(self.learning_rate, steps=steps)
-        return make_optimizer(self.name, schedule, weight_decay=self.weight_decay)
-
-
 def search_formats(
     model: nn.Module | nnx.Module,
     dataset: Dataset,
@@ -179,8 +150,7 @@ def search_formats(
     """
     mesh = make_mesh()
     costs = cost_table(space, cost)
-    reference = costs.reference(cost_reference)
-    target = cost_target * reference
+    target = cost_target * costs.reference(cost_reference)
     if policy is None:
         check_target(costs, cost_target, cost_reference)
     searching = policy is None
@@ -218,97 +188,16 @@ def search_formats(
         variables=variables,
         skip_variables=tuple(skip_variables),
     )
-    identity = {
-        "method": "fliqs",
-        "dataset": dataset.name,
-        "sites": describe_sites(space.sites),
-        "decisions": list(space.decision_names),
-        "options": list(space.option_names),
-        "cost_reference": cost_reference,
-        "cost_target": cost_target,
-        "phases": dataclasses.asdict(phases),
-        "steps": job.steps,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "devices": mesh.size,
-        "network": {
-            "name": None,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.train.image_shape),
-            "per_channel": fliqs.per_channel,
-            "attention_products": any(site.product for site in space.sites),
-        },
-    }
-    if variables is not None:
-        _check_variables(searcher, dataset, say)
-        identity["initial_variables"] = {
-            **describe_variables(variables),
-            "skip": list(skip_variables),
-        }
-    for name, value in (config or {}).items():
-        known = identity.get(name)
-        identity[name] = {**known, **value} if isinstance(known, dict) else value
-    with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
-            say(f"{folder} holds a finished run")
-            return finished_result(folder)
-        state, evaluator, facts = run_job(
-            searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
-        )
-        policy = searcher.final_policy(state)
-        formats = searcher.current_formats(state)
-        price = costs.exact_cost(searcher.current_options(state))
-        result = evaluator.test(state, formats)
-        uniform = _uniform_policies(searcher, evaluator, state)
-        storage = make_site_storage(per_channel=fliqs.per_channel)
-        undecided = float(entropy(state.controller.logits)) if searching else None
-        save_network(folder, state, formats, classifier)
-        summary = {
-            "accuracy": result["accuracy"],
-            "loss": result["loss"],
-            "cost": price,
-            "cost_target": target,
-            "cost_ratio": price / target,
-            "cost_of_reference": reference,
-            "size_bits": policy_cost(storage, space.sites, policy),
-            "steps": job.steps,
-            "entropy": undecided,
-            "seed": job.seed,
-            "uniform": uniform,
-            **facts,
-        }
-        report = write_results(folder, policy=policy, summary=summary, say=say)
-        say(f"report: {report}")
-        return finished_result(folder)
-
-
-def _check_variables(
-    searcher: Fliqs, dataset: Dataset, say: Callable[[str], None]
-) -> None:
-    """Refuses variables of another model, by shapes alone."""
-    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
-    init = searcher.classifier.init
-    params, model_state = jax.eval_shape(init, jax.random.key(0), image)
-    expected = {"params": params, **model_state}
-    fit_variables(searcher.variables, expected, skip=searcher.skip_variables, say=say)
-
-
-def _uniform_policies(
-    searcher: Fliqs, evaluator: Evaluator, state: PyTree
-) -> list[dict[str, Any]]:
-    """Returns accuracy and cost of the final weights with one option everywhere."""
-    rows = []
-    for index, name in enumerate(searcher.space.option_names):
-        options = np.full(searcher.space.num_decisions, index, np.int32)
-        formats = searcher.formats(state, jnp.asarray(options))
-        fresh = evaluator.recalibrated(state, formats)
-        price = searcher.costs.exact_cost(options)
-        rows.append(
-            {
-                "format": name,
-                "accuracy": evaluator.test(fresh, formats)["accuracy"],
-                "cost": price,
-                "cost_ratio": price / searcher.target,
-            }
-        )
-    return rows
+    return run_search(
+        searcher,
+        dataset,
+        job,
+        workdir=workdir,
+        mesh=mesh,
+        method="fliqs",
+        cost_target=cost_target,
+        cost_reference=cost_reference,
+        identity={"phases": dataclasses.asdict(phases)},
+        config=config,
+        say=say,
+    )

@@ -5,7 +5,7 @@ told that it is training. Knows nothing of losses or of search.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -90,6 +90,12 @@ class Classifier:
         """Returns float32 images with zero mean and unit variance per channel."""
         return normalise(images, jnp.asarray(self.mean), jnp.asarray(self.std))
 
+    def training_images(self, key: Array, images: ArrayLike) -> Float[Array, "B H W C"]:
+        """Returns uint8 images augmented (if the classifier is to) and normalised."""
+        if self.augment is not None:
+            images = self.augment(key, images)
+        return self.normalise(images)
+
     def train_forward(
         self,
         params: PyTree,
@@ -98,12 +104,18 @@ class Classifier:
         *,
         formats: SiteFormats | Policy | None,
         dropout_key: Array | None = None,
+        gradient_zeros: Mapping[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, "B C"], PyTree]:
-        """Returns logits in training mode and the updated model state."""
+        """Returns logits in training mode and the updated model state.
+
+        Squared gradients of sites' inputs come as those of `gradient_zeros`; see
+        `QuantizedModel.apply`.
+        """
         return self.quantized.apply(
             {"params": params, **model_state},
             images,
             policy=formats,
+            gradient_zeros=gradient_zeros,
             mutable=list(model_state),
             rngs=None if dropout_key is None else {"dropout": dropout_key},
             **training_arguments(self.quantized.model, train=True),

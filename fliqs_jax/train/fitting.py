@@ -21,6 +21,27 @@ from fliqs_jax.train._leaves import fingerprint, to_host
 _MOST_LISTED = 10  # leaves of one kind in a message
 
 
+def start_variables(
+    loaded: Mapping[str, Any] | None,
+    params: PyTree,
+    model_state: PyTree,
+    *,
+    skip: Sequence[str] = (),
+) -> tuple[PyTree, PyTree]:
+    """Returns what training starts from: fresh variables, or `loaded` in their place.
+
+    Args:
+      loaded: variables with `params`, or None for the fresh ones.
+      params: the model's own.
+      model_state: its other collections.
+      skip: as in `fit_variables`.
+    """
+    if loaded is None:
+        return params, model_state
+    fitted = fit_variables(loaded, {"params": params, **model_state}, skip=skip)
+    return fitted.pop("params"), fitted
+
+
 def fit_variables(
     loaded: Mapping[str, Any],
     expected: PyTree,

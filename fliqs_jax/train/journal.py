@@ -31,7 +31,7 @@ class Journal:
 
     Args:
       progress: from a state to what to log of it: scalars, and `probabilities`, rows of
-        a controller's table, where there is one.
+        a controller's table, or `options`, an index a decision, where there are such.
       writer: of `metrics.jsonl` and TensorBoard.
       start: step at which this session begins.
       steps: of the whole run.
@@ -70,12 +70,14 @@ class Journal:
         row["seconds"] = timer.total()
         self._since = now
         progress = self._progress(state)
-        probabilities = progress.pop("probabilities", None)
+        # One of them: what a controller would draw, or what is trained at present.
+        names = ("probabilities", "options")
+        choices = {name: progress.pop(name) for name in names if name in progress}
         row |= progress
         self._writer.write("train", step, row)
         self._line.update(step, {k: v for k, v in row.items() if v is not None})
-        if probabilities is not None and self._policy_row_due(step):
-            self._writer.write("policy", step, {"probabilities": probabilities})
+        if choices and self._policy_row_due(step):
+            self._writer.write("policy", step, choices)
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
         """Writes a result on the validation split."""

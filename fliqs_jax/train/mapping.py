@@ -5,11 +5,12 @@ axis `data`: it averages gradients over it and folds its index into keys. The st
 replicated, a batch is split along its leading axis. What a step does is its own matter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 AXIS = "data"
 
@@ -87,6 +88,14 @@ def pmap_step(step: Step, mesh: Mesh) -> Step:
 
 
 MAPPINGS = {"shard_map": shard_map_step, "pmap": pmap_step}
+
+
+def device_keys(
+    key: Key[Array, ""], step: Int[Array, ""], names: Sequence[str]
+) -> dict[str, Key[Array, ""]]:
+    """Returns the named random keys of one step on this device, from the run's key."""
+    own = jax.random.fold_in(jax.random.fold_in(key, step), lax.axis_index(AXIS))
+    return dict(zip(names, jax.random.split(own, len(names)), strict=True))
 
 
 def scan_steps(step: Step) -> Step:

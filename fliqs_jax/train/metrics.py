@@ -34,6 +34,9 @@ _COLUMNS = (
     ("accuracy", "acc", "acc", "{:.1%}"),
     ("reward", "reward", "rew", "{:.3f}"),
     ("expected_cost_ratio", "cost", "cost", "{:.2f}x"),
+    ("cost_ratio", "cost", "cost", "{:.3f}x"),
+    ("weight_bits", "weight bits", "w", "{:.2f}"),
+    ("input_bits", "input bits", "in", "{:.2f}"),
     ("entropy", "entropy", "ent", "{:.2f}"),
 )
 
@@ -151,8 +154,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 class ProgressLine:
     """One line on where a run stands: in place on a terminal, now and then in a log.
 
-    Shows the step, whichever of loss, accuracy, reward, cost ratio and entropy it gets,
-    steps a second and the time left.
+    Shows the step, whichever of loss, accuracy, reward, cost ratio, entropy and mean
+    bits it gets, steps a second and the time left.
 
     Args:
       total: steps of the whole run, at least 1.
@@ -195,9 +198,10 @@ class ProgressLine:
 
         Args:
           step: steps taken so far, counted from the run's start, resumed or not.
-          metrics: loss, accuracy (0 to 1), reward, expected_cost_ratio (cost / target),
-            entropy (nats); None is left out, other names are ignored. Device arrays are
-            waited for only when they are printed, so a call a step costs nothing.
+          metrics: loss, accuracy (0 to 1), reward, cost_ratio (cost / target) or
+            expected_cost_ratio, entropy (nats), weight_bits, input_bits; None is left
+            out, other names are ignored. Device arrays are waited for only when they
+            are printed, so a call a step costs nothing.
         """
         if jax.process_index() != 0:
             return

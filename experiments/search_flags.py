@@ -1,0 +1,130 @@
+"""Flags of launchers that choose formats for sites: what may be chosen, and by whom.
+
+Beside `common`, whose flags every launcher has.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+from absl import flags
+from flax import nnx
+
+import fliqs_jax as fq
+from experiments import common
+from fliqs_jax import costs
+from fliqs_jax.data import augment, default_augmentation
+from fliqs_jax.site_patterns import match_paths
+from fliqs_jax.train.classifier import Augment, image_sites
+
+FLAGS = flags.FLAGS
+
+
+def define_space_flags(*, separate: bool) -> None:
+    """Defines which decisions there are.
+
+    Args:
+      separate: default of the flag of that name.
+    """
+    common.define("bool", "weights_only", False, "Search the weights' formats alone.")
+    common.define(
+        "bool", "separate", separate, "A decision each for weights and input."
+    )
+    common.define(
+        "list", "pins", [], "Fixed sites, path or regex: Conv_0=int8,Dense_0=int8."
+    )
+    common.define(
+        "string",
+        "first_last",
+        "",
+        "Pins the first and the last site, if --pins does not: int8, as is customary.",
+    )
+    common.define(
+        "list", "groups", [], "Regexes; the sites each matches share a decision."
+    )
+    common.define(
+        "string",
+        "policy",
+        None,
+        "Train at this instead of searching: a format name, a policy.json, or "
+        "random:SEED (a policy of the target's cost, within 3 %).",
+    )
+
+
+def space_and_policy(
+    model: nn.Module | nnx.Module,
+    image_shape: Sequence[int],
+    cost: costs.SiteCost,
+    *,
+    attention_products: bool = False,
+) -> tuple[fq.SearchSpace, fq.Policy | None]:
+    """Returns the decisions, and the policy to train at if nothing is to be searched.
+
+    Args:
+      model: the network.
+      image_shape: [H, W, C].
+      cost: of a site; a random policy has the target's.
+      attention_products: with the products inside attention layers.
+    """
+    sites = image_sites(model, image_shape, attention_products=attention_products)
+    space = search_space(sites, FLAGS.formats)
+    policy = fixed_policy(space, cost)
+    if policy is not None:
+        # Room for the policy's own formats; nothing is searched.
+        names = [name.removeprefix("u") for pair in policy.values() for name in pair]
+        space = search_space(sites, list(dict.fromkeys([*FLAGS.formats, *names])))
+    return space, policy
+
+
+def search_space(sites: tuple[fq.Site, ...], formats: list[str]) -> fq.SearchSpace:
+    """Returns the decisions that the flags describe."""
+    return fq.SearchSpace(
+        sites,
+        formats,
+        weights_only=FLAGS.weights_only,
+        separate=FLAGS.separate,
+        groups=FLAGS.groups or None,
+        pins=pins(sites) or None,
+    )
+
+
+def pins(sites: tuple[fq.Site, ...]) -> dict[str, str]:
+    """Returns the pinned sites' formats, by path or pattern."""
+    given = common.parse_options(FLAGS.pins)
+    if not FLAGS.first_last:
+        return given
+    pinned = {
+        path for pattern in given for path in match_paths(sites, pattern, role="pin")
+    }
+    edges = {site.path for site in (sites[0], sites[-1])} - pinned
+    return {**given, **dict.fromkeys(sorted(edges), FLAGS.first_last)}
+
+
+def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | None:
+    """Returns the policy to train at, or None for a search."""
+    if FLAGS.policy is None:
+        return None
+    if FLAGS.policy.endswith(".json"):
+        return fq.Policy.load(FLAGS.policy)
+    if not FLAGS.policy.startswith("random:"):
+        return fq.Policy.uniform(space.sites, FLAGS.policy, pins=pins(space.sites))
+    table = costs.cost_table(space, cost)
+    target = FLAGS.cost_target * table.reference(FLAGS.cost_reference)
+    seed = int(FLAGS.policy.removeprefix("random:"))
+    (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)
+    return space.policy(options)
+
+
+def augmentation() -> Augment:
+    """Returns what is done to the training images of --dataset."""
+    usual = default_augmentation(FLAGS.dataset)
+    return functools.partial(augment, crop_padding=usual.crop_padding, flip=usual.flip)
+
+
+def optimizer_settings() -> fq.OptimizerSettings:
+    """Returns how the weights are trained."""
+    return fq.OptimizerSettings(
+        name=FLAGS.optimizer,
+        learning_rate=FLAGS.learning_rate,
+        weight_decay=FLAGS.weight_decay,
+    )
