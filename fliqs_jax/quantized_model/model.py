@@ -6,29 +6,37 @@ runs. It holds no variables and trains nothing; which formats to use is `policy`
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fliqs_jax.interception import as_model, intercept_sites, model_name
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import observations, riding
+from fliqs_jax.quantized_model.input_gradients import carry_squared_gradient
 from fliqs_jax.quantized_model.observations import Observations
 from fliqs_jax.quantized_model.weights import (
     quantize_second_operand,
     quantize_weights,
 )
-from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
+from fliqs_jax.quantizers import (
+    absmax_bound,
+    fake_quantize,
+    learned_scale,
+    lsq,
+    scale_of_bound,
+)
 from fliqs_jax.site_types import SiteLayer
 from fliqs_jax.sites import Site, find_sites
 
 _FORMAT = "fliqs_jax_format"
 _SECOND_FORMAT = _FORMAT + "_second"  # of the key or value of a product
+_GRADIENTS = _FORMAT + "_gradients"  # zeros, for squared gradients of the inputs
 
 
 class QuantizedModel:
@@ -58,9 +66,12 @@ class QuantizedModel:
         models); where `sites` are given, these decide.
       per_channel: one scale per output channel of a weight instead of one per tensor.
       clip_gradient: False passes the gradient of clipped values too.
+      learned_clips: clips are trained: their gradient is that of LSQ's step size (see
+        `fliqs_jax.quantizers.lsq`), the scale being the clip times what is constant.
 
     Raises:
       TypeError: if `model` is no Flax module.
+      ValueError: if clips are learned without a mask on the gradient of the values.
 
     Example:
       >>> import flax.linen as nn
@@ -80,11 +91,18 @@ class QuantizedModel:
         attention_products: bool = False,
         per_channel: bool = False,
         clip_gradient: bool = True,
+        learned_clips: bool = False,
     ):
+        if learned_clips and not clip_gradient:
+            raise ValueError(
+                "learned_clips needs clip_gradient=True: beyond the clip the gradient"
+                " is the clip's"
+            )
         self.model = as_model(model)
         self.attention_products = attention_products
         self.per_channel = per_channel
         self.clip_gradient = clip_gradient
+        self.learned_clips = learned_clips
         self._given = None if sites is None else tuple(sites)
         self._found: dict[Any, tuple[Site, ...]] = {}
 
@@ -113,6 +131,7 @@ class QuantizedModel:
         variables: PyTree,
         *args: Any,
         policy: Policy | SiteFormats | None = None,
+        gradient_zeros: Mapping[str, Float[Array, ""]] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Applies the model with the formats of a policy.
@@ -122,6 +141,10 @@ class QuantizedModel:
           *args: arguments of the model.
           policy: None runs the plain model. A `Policy` is fixed when traced;
             `SiteFormats` are arrays over the sites and may be traced.
+          gradient_zeros: a zero for each site (by its path) that is to be watched. A
+            loss has with respect to it as "gradient" the sum of its squared gradients
+            to the site's input, as quantized, over elements and calls. Other sites
+            cost nothing.
           **kwargs: as for the model's `apply` (`mutable`, `rngs`, `method`, ...).
 
         Returns:
@@ -130,15 +153,20 @@ class QuantizedModel:
 
         Raises:
           TypeError: if `policy` is none of these.
-          ValueError: if the policy is another model's.
+          ValueError: if the policy is another model's, or a watched site does not
+            exist or there is no policy.
         """
         if policy is None:
+            if gradient_zeros:
+                raise ValueError("gradient_zeros needs a policy: fp32 changes nothing")
             return self.model.apply(variables, *args, **kwargs)
         sites = self.sites(*args, **kwargs)
         formats = _site_formats(policy, sites)
         groups = riding.group_sites(sites)
         given = riding.flatten_params(variables["params"])
         flat = self._ridden(given, groups, formats)
+        if gradient_zeros:
+            _place_zeros(flat, groups, sites, gradient_zeros)
         change = self._quantized
         result = self._apply_flat(change, groups, variables, flat, args, kwargs)
         if kwargs.get("mutable", False) is False or "params" not in result[1]:
@@ -225,6 +253,7 @@ class QuantizedModel:
             weight_rows,
             per_channel=self.per_channel,
             clip_gradient=self.clip_gradient,
+            learned_clips=self.learned_clips,
         )
         rows = riding.pack_formats(formats.activation, formats.activation_clip)
         riding.place_rows(flat, groups, _FORMAT, rows)
@@ -243,11 +272,16 @@ class QuantizedModel:
         if (bound := clip) is None:
             bounds = [absmax_bound(lax.stop_gradient(x)) for x in inputs]
             bound = functools.reduce(jnp.maximum, bounds)
-        scale = scale_of_bound(bound, fmt)
-        return [
-            fake_quantize(x, fmt, scale=scale, clip_gradient=self.clip_gradient)
-            for x in inputs
-        ]
+        if self.learned_clips and clip is not None:
+            scale = learned_scale(bound, fmt)
+            quantized = [lsq(x, scale, fmt) for x in inputs]
+        else:
+            scale, masked = scale_of_bound(bound, fmt), self.clip_gradient
+            quantized = [
+                fake_quantize(x, fmt, scale=scale, clip_gradient=masked) for x in inputs
+            ]
+        zero = _leaf(layer, _GRADIENTS, product)
+        return quantized if zero is None else carry_squared_gradient(quantized, zero)
 
 
 def _observed(inputs: list, layer: SiteLayer, product: str | None) -> list:
@@ -258,6 +292,25 @@ def _observed(inputs: list, layer: SiteLayer, product: str | None) -> list:
     maxima = _leaf(layer, observations.MAXIMA, product)
     inputs = [jnp.asarray(x) for x in inputs]
     return observations.observe_inputs(inputs, sums, maxima)
+
+
+def _place_zeros(
+    flat: riding.FlatParams,
+    groups: Sequence[riding.SiteGroup],
+    sites: tuple[Site, ...],
+    zeros: Mapping[str, Any],
+) -> None:
+    """Adds the watched sites' zeros to the params of their scopes."""
+    paths = [site.path for site in sites]
+    if unknown := sorted(zeros.keys() - set(paths)):
+        raise ValueError(
+            f"gradient_zeros names {unknown[0]!r}, which is no site of the model"
+        )
+    rows = jnp.stack([zeros.get(path, jnp.zeros(())) for path in paths])[:, None]
+    watched = [
+        group for group in groups if not zeros.keys().isdisjoint(paths[group.rows])
+    ]
+    riding.place_rows(flat, watched, _GRADIENTS, rows)
 
 
 def _leaf(layer: SiteLayer, name: str, product: str | None) -> Any:

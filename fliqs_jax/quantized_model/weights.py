@@ -1,8 +1,10 @@
 """Fake quantization of weights: as a map over the params tree, and one by one."""
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -12,7 +14,13 @@ from fliqs_jax.quantized_model.riding import (
     map_layers,
     unpack_format,
 )
-from fliqs_jax.quantizers import absmax_bound, fake_quantize, scale_of_bound
+from fliqs_jax.quantizers import (
+    absmax_bound,
+    fake_quantize,
+    learned_scale,
+    lsq,
+    scale_of_bound,
+)
 
 
 def quantize_weights(
@@ -22,6 +30,7 @@ def quantize_weights(
     *,
     per_channel: bool,
     clip_gradient: bool,
+    learned_clips: bool = False,
 ) -> FlatParams:
     """Returns flat params whose site weights lie on their formats' grids.
 
@@ -31,6 +40,7 @@ def quantize_weights(
       rows: formats and clips of the weights, from `pack_formats`.
       per_channel: one scale for each output channel instead of one for the tensor.
       clip_gradient: see `fake_quantize`.
+      learned_clips: let the gradient reach the clips, as LSQ's step sizes.
 
     Raises:
       ValueError: if a site's weight is not in `flat`.
@@ -47,8 +57,11 @@ def quantize_weights(
 
             def quantize(layer, row, weight=weight):
                 contracted = weight.contracted_axes if per_channel else None
-                scale = _scale(layer, row, contracted)
-                fmt, _ = unpack_format(row)
+                bound = _bound(layer, row, contracted)
+                fmt, clip = unpack_format(row)
+                if learned_clips and clip is not None:
+                    return lsq(layer, learned_scale(bound, fmt), fmt)
+                scale = scale_of_bound(bound, fmt)
                 return fake_quantize(
                     layer, fmt, scale=scale, clip_gradient=clip_gradient
                 )
@@ -70,23 +83,84 @@ def quantize_second_operand(
     """
     fmt, clip = unpack_format(row)
     example = None if clip is None else tuple(range(x.ndim - 3, x.ndim))
-    scale = _scale(x, row, example)
+    scale = scale_of_bound(_bound(x, row, example), fmt)
     return fake_quantize(x, fmt, scale=scale, clip_gradient=clip_gradient)
 
 
-def _scale(
+def oscillation_penalty(
+    flat: FlatParams,
+    groups: Sequence[SiteGroup],
+    rows: Float[Array, "L P"],
+    *,
+    per_channel: bool,
+) -> Float[Array, ""]:
+    r"""Returns how far the weights are from their grids: what keeps them from flipping.
+
+    .. math:: \sum_i (\mathrm{clip}(w_i; s v_{min}, s v_{max}) - s \, Q(w_i / s))^2
+
+    The quantized weights count as constants; clipped ones have no gradient.
+
+    Args:
+      flat: parameters by path.
+      groups: the sites' places in it.
+      rows: formats and clips of the weights, from `pack_formats`.
+      per_channel: as in `quantize_weights`.
+
+    Reference:
+      Nagel et al., Overcoming Oscillations in Quantization-Aware Training, 2022,
+      section 4.1, https://arxiv.org/abs/2203.11086
+    """
+
+    def penalty(layer, row, weight):
+        contracted = weight.contracted_axes if per_channel else None
+        fmt, _ = unpack_format(row)
+        scale = scale_of_bound(_bound(layer, row, contracted), fmt)
+        on_grid = lax.stop_gradient(fake_quantize(layer, fmt, scale=scale))
+        bounded = jnp.clip(layer, fmt.min_value * scale, fmt.max_value * scale)
+        return jnp.square(bounded - on_grid)
+
+    total = jnp.zeros(())
+    for group in groups:
+        for weight in group.weights:
+            function = functools.partial(penalty, weight=weight)
+            leaf = nn.meta.unbox(flat[(*group.scope, *weight.path)])
+            squares = map_layers(function, leaf, rows[group.rows], group, weight)
+            total += squares.sum(dtype=jnp.float32)
+    return total
+
+
+def site_sums(values: FlatParams, groups: Sequence[SiteGroup]) -> Float[Array, "L"]:
+    """Sums an element-wise quantity of the weights over the weights of each site.
+
+    Args:
+      values: shaped as the parameters, by path; entries that no site has are ignored.
+      groups: the sites' places. A site without weights has the sum 0.
+    """
+    parts = []
+    for group in groups:
+        total = jnp.zeros(group.num_layers)
+        for weight in group.weights:
+            value = nn.meta.unbox(values[(*group.scope, *weight.path)])
+            layers = set(weight.stack_axes)
+            axes = tuple(a for a in range(value.ndim) if a not in layers)
+            total += value.sum(axis=axes, dtype=jnp.float32).reshape(-1)
+        parts.append(total)
+    return jnp.concatenate(parts)
+
+
+def _bound(
     layer: Float[Array, "..."],
     row: Float[Array, "P"],
     contracted: tuple[int, ...] | None = None,
 ) -> Float[Array, "..."]:
-    r"""Returns the scale of one layer's weight.
+    r"""Returns the largest magnitude that one layer's weight keeps.
 
-    .. math:: s = \min(\max |w|, c \, \sqrt{\overline{w^2}}) / v_{max}
+    .. math:: \min(\max |w|, c \, \sqrt{\overline{w^2}})
 
     Maximum and mean run over the contracted axes, or over the tensor. Without a clip
     factor c the maximum decides alone.
     """
-    fmt, clip = unpack_format(row)
+    _, clip = unpack_format(row)
     layer = lax.stop_gradient(layer)
     kept = None
     if contracted is not None:
@@ -96,4 +170,4 @@ def _scale(
         square = jnp.square(layer.astype(jnp.float32))
         rms = jnp.sqrt(jnp.mean(square, axis=contracted, keepdims=kept is not None))
         bound = jnp.minimum(bound, clip * rms)
-    return scale_of_bound(bound, fmt)
+    return bound

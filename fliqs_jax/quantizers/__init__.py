@@ -2,7 +2,7 @@
 
 from fliqs_jax.quantizers.blocks import fake_quantize_blocks, mx_scale
 from fliqs_jax.quantizers.clips import best_clips, gaussian_clip_factors
-from fliqs_jax.quantizers.learned import init_lsq_step, lsq, pact
+from fliqs_jax.quantizers.learned import init_lsq_step, learned_scale, lsq, pact
 from fliqs_jax.quantizers.scales import (
     EmaState,
     absmax,
@@ -25,6 +25,7 @@ __all__ = [
     "gaussian_clip_factors",
     "init_ema",
     "init_lsq_step",
+    "learned_scale",
     "lsq",
     "mse_optimal",
     "mx_scale",

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Num
 
 from fliqs_jax.formats import Format
 from fliqs_jax.quantizers.rounding import SMALLEST_SCALE, round_to_grid
-from fliqs_jax.quantizers.scales import as_float32, reduced_axes
+from fliqs_jax.quantizers.scales import as_float32, reduced_axes, scale_of_bound
 from fliqs_jax.quantizers.straight_through import broadcastable_scale, check_format
 
 
@@ -51,6 +52,31 @@ def init_lsq_step(
     step_size = 2.0 * mean / jnp.sqrt(jnp.asarray(fmt.max_value))
     usable = jnp.asarray(fmt.needs_scale) & (step_size > 0)
     return jnp.where(usable, step_size, 1.0)
+
+
+def learned_scale(bound: Num[ArrayLike, "*C"], fmt: Format) -> Float[Array, "*C"]:
+    r"""Returns `scale_of_bound`, as a function of the bound that can be learned.
+
+    .. math:: s = bound / v_{max}, \quad \partial s / \partial bound = 1 / v_{max}
+
+    So with `lsq` a clip bound is LSQ's step size in other units, and a change of format
+    keeps the range. Formats that need no scale give the bound no gradient.
+
+    Args:
+      bound: largest magnitude to represent, positive, in the tensor's units.
+      fmt: one format, scalar fields, may be traced.
+
+    Example:
+      >>> from fliqs_jax.formats import parse_format
+      >>> float(jax.grad(lambda b: learned_scale(b, parse_format("int3")))(1.0)) * 3
+      1.0
+    """
+    bound = jnp.asarray(bound, jnp.float32)
+    held = lax.stop_gradient(bound)
+    scale = scale_of_bound(held, fmt)
+    usable = jnp.asarray(fmt.needs_scale) & (held > 0) & jnp.isfinite(held)
+    # The factor is exactly 1; rounding up, as scale_of_bound may, has no gradient.
+    return scale * jnp.where(usable, bound / jnp.where(usable, held, 1.0), 1.0)
 
 
 @jax.custom_jvp

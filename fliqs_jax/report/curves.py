@@ -66,7 +66,7 @@ def has_training(run: Run) -> bool:
 
 
 def has_search(run: Run) -> bool:
-    """Returns whether a controller left anything to draw."""
+    """Returns whether a search left anything to draw."""
     return bool(_search_panels(run))
 
 
@@ -77,23 +77,26 @@ def draw_search(run: Run) -> "matplotlib.figure.Figure":
       run: of a search.
 
     Returns:
-      A figure with a panel for each of the three that was recorded.
+      A figure with a panel for each quantity that was recorded: expected cost, reward
+      and entropy of a controller, or cost and mean bits of re-allocated ones.
 
     Raises:
-      ValueError: if the run had no controller.
+      ValueError: if nothing was searched.
     """
     panels = _search_panels(run)
     if not panels:
-        raise ValueError("run has no controller rows: a fixed policy was trained")
+        raise ValueError("run has no rows of a search: a fixed policy was trained")
     figure = style.new_figure(3.3)
     columns = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (quantity, title, ylabel, colour) in zip(columns, panels, strict=True):
         style.shade_phases(axes, run.config.phases)
         _noisy_line(axes, run.train[quantity], colour, title.lower(), 1.0)
-        if quantity == "expected_cost_ratio":
+        if quantity in ("expected_cost_ratio", "cost_ratio"):
             axes.axhline(
                 1.0, color=style.INK, linestyle="--", linewidth=1, label="target"
             )
+        if quantity == "cost_ratio":
+            axes.set_ylim(0, 1.25)
         if quantity == "entropy":
             if len(run.config.options) > 1:
                 axes.axhline(
@@ -107,6 +110,9 @@ def draw_search(run: Run) -> "matplotlib.figure.Figure":
 
 _SEARCH_PANELS = (
     ("expected_cost_ratio", "Expected cost", "expected cost / target", style.ORANGE),
+    ("cost_ratio", "Cost", "cost / budget", style.ORANGE),
+    ("weight_bits", "Bits of a weight", "mean over all weights", style.BLUE),
+    ("input_bits", "Bits of an input", "mean over all inputs", style.GREEN),
     ("reward", "Reward", "reward (quality less penalty)", style.GREEN),
     ("entropy", "Entropy", "mean entropy (nats)", style.PURPLE),
 )

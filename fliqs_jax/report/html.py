@@ -153,14 +153,8 @@ def _search(run: Run) -> str:
     title = "How the search went"
     parts = []
     if curves.has_search(run):
-        caption = (
-            "Expected cost: the mean over the policies that the controller would draw; "
-            "it should settle at 1. Reward: accuracy or negative loss, less the "
-            "penalty for missing the target. Entropy: how undecided the controller is; "
-            "0 means that every choice is made."
-        )
-        plot = curves.draw_search(run)
-        parts.append(_figure(plot, "search", "Expected cost, reward, entropy", caption))
+        label, caption = _search_caption(run)
+        parts.append(_figure(curves.draw_search(run), "search", label, caption))
     if run.probabilities is not None:
         parts += _probability_figures(run)
     if not parts:
@@ -168,7 +162,28 @@ def _search(run: Run) -> str:
     return _section("search", title, *parts)
 
 
+def _search_caption(run: Run) -> tuple[str, str]:
+    if run.probabilities is not None and run.probabilities.certain:
+        return "Cost and mean bits", (
+            "Cost: that of the bits trained at each step; it never exceeds the budget, "
+            "1. The means weigh each weight, and each number that enters a site, alike."
+        )
+    return "Expected cost, reward, entropy", (
+        "Expected cost: the mean over the policies that the controller would draw; "
+        "it should settle at 1. Reward: accuracy or negative loss, less the "
+        "penalty for missing the target. Entropy: how undecided the controller is; "
+        "0 means that every choice is made."
+    )
+
+
 def _probability_figures(run: Run) -> list[str]:
+    if run.probabilities.certain:
+        caption = (
+            "One row a decision: the bits that it was trained with. The white dot "
+            "marks the step since which it has had those at the row's right end."
+        )
+        bits = probabilities.draw_expected_bits(run)
+        return [_figure(bits, "bits", "Bits over the training", caption)]
     overview = (
         "One row a decision. The dashed line ends the warm-up; the white dot marks the "
         "step since which the choice at the row's right end has been the most probable "

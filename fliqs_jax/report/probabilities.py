@@ -23,6 +23,8 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     Where options are not formats, or all have the same bits, colour shows the largest
     probability instead: how sure the controller is.
 
+    Where options were set and not drawn, they are the bits trained at each step.
+
     Args:
       run: with policy rows.
 
@@ -47,8 +49,12 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     finals = final_options(run)
     names = _decision_names(run)
     title = "Largest probability" if bits is None else "Expected bits"
+    during = "search"
+    if certain := run.probabilities.certain:
+        title, during = "Bits", "training"
     style.dress(
-        axes, title=f"{title} of each decision over the search",
+        axes,
+        title=f"{title} of each decision over the {during}",
         xlabel="training step", ylabel="", grid="",
     )  # fmt: skip
     axes.set_yticks(range(rows), [shorten(name, 34) for name in names])
@@ -63,7 +69,7 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     bar = figure.colorbar(
         image, ax=axes, pad=0.02, aspect=min(30, 4 * rows), fraction=0.03, anchor=(0, 1)
     )
-    _label_bar(bar, bits)
+    _label_bar(bar, bits, "bits" if certain else "expected bits")
     return figure
 
 
@@ -193,8 +199,8 @@ def _bits_norm(bits: np.ndarray | None):
     return Normalize(0, 1) if bits is None else LogNorm(bits.min(), bits.max())
 
 
-def _label_bar(bar, bits: np.ndarray | None) -> None:
-    label = "largest probability" if bits is None else "expected bits"
+def _label_bar(bar, bits: np.ndarray | None, quantity: str) -> None:
+    label = "largest probability" if bits is None else quantity
     bar.set_label(label, fontsize=style.LABEL_SIZE, color=style.MUTED)
     if bits is not None:
         ticks = sorted(set(bits))

@@ -63,8 +63,9 @@ def read_run(workdir: str | pathlib.Path) -> Run:
     by_split: dict[str, list[dict[str, Any]]] = {}
     for row in _of_kind(rows, "evaluation"):
         by_split.setdefault(row.get("split", "evaluation"), []).append(row)
+    config = _config(_read_object(config_file))
     return Run(
-        config=_config(_read_object(config_file)),
+        config=config,
         summary=_summary(summary_file) if summary_file.is_file() else None,
         policy=_policy(policy_file) if policy_file.is_file() else None,
         train=_series(_of_kind(rows, "train")),
@@ -73,7 +74,7 @@ def read_run(workdir: str | pathlib.Path) -> Run:
             for split, chosen in by_split.items()
             for name, series in _series(chosen).items()
         },
-        probabilities=_probabilities(_of_kind(rows, "policy")),
+        probabilities=_choices(_of_kind(rows, "policy"), config),
         damaged_rows=damaged,
     )
 
@@ -192,6 +193,18 @@ def _series(rows: list[dict[str, Any]]) -> dict[str, Series]:
 
 
 _LABELS = ("step", "kind", "split")  # they name a row; every other key is a quantity
+
+
+def _choices(rows: list[dict[str, Any]], config: RunConfig) -> ProbabilityTrace | None:
+    """The probabilities that a controller had, or the options that were set."""
+    by_step = {row["step"]: row["options"] for row in rows if row.get("options")}
+    if not by_step:
+        return _probabilities(rows)
+    steps = sorted(by_step)
+    options = np.array([by_step[step] for step in steps], np.int64)
+    width = max(len(config.options), 1 + int(options.max()))
+    one_hot = np.eye(width)[options]
+    return ProbabilityTrace(np.array(steps, np.int64), one_hot, certain=True)
 
 
 def _probabilities(rows: list[dict[str, Any]]) -> ProbabilityTrace | None:

@@ -91,6 +91,7 @@ class ProbabilityTrace:
 
     steps: Int[np.ndarray, "T"]
     values: Float[np.ndarray, "T L K"]
+    certain: bool = False  # each is 0 or 1: options were set, not drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

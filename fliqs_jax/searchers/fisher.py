@@ -20,7 +20,7 @@ from fliqs_jax.quantized_model.input_errors import (
     input_error_zeros,
     riding_errors,
 )
-from fliqs_jax.quantized_model.weights import quantize_weights
+from fliqs_jax.quantized_model.weights import quantize_weights, site_sums
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.calibration import Calibration, calibrated_formats
 from fliqs_jax.searchers.sensitivity import (
@@ -185,16 +185,10 @@ def _site_sums(
             per_channel=classifier.quantized.per_channel,
             clip_gradient=True,
         )
-        parts = []
-        for group in groups:
-            total = jnp.zeros(group.num_layers)
-            for weight in group.weights:
-                path = (*group.scope, *weight.path)
-                error = information[path] * jnp.square(on_grid[path] - flat[path])
-                layers = set(weight.stack_axes)
-                axes = tuple(a for a in range(error.ndim) if a not in layers)
-                total += error.sum(axis=axes).reshape(-1)
-            parts.append(total)
-        return jnp.concatenate(parts)
+        errors = {
+            path: squares * jnp.square(on_grid[path] - flat[path])
+            for path, squares in information.items()
+        }
+        return site_sums(errors, groups)
 
     return jax.vmap(weight_sums, out_axes=1)(candidates), input_sums.sum(axis=0)

@@ -1,0 +1,103 @@
+"""Re-allocates every layer's bits during one training run, within a hard budget.
+
+  python -m experiments.qbitopt --workdir=runs/digits_qbitopt \
+      --flagfile=experiments/presets/digits_qbitopt.flags
+
+Run again with the same workdir to resume. With --policy it trains at that policy with
+the same learned step sizes; with --init_from the weights start from a checkpoint.
+Writes policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
+"""
+
+import dataclasses
+
+from absl import app, flags
+
+from experiments import common, search_flags
+from fliqs_jax.searchers.bit_search import QBitOptSettings, search_bits
+
+FLAGS = flags.FLAGS
+
+# What a run at a fixed policy (--policy) has no use for.
+SEARCH_FLAGS = (
+    "update_every", "frozen_fraction", "trace_decay", "least_gain", "rescale_range",
+)  # fmt: skip
+
+common.define_common_flags(steps=5000)
+common.define_start_flags()
+search_flags.define_space_flags(separate=True)
+common.define(
+    "integer",
+    "update_every",
+    None,
+    "Steps between re-allocations (default: 250, less in short runs).",
+)
+common.define("float", "frozen_fraction", None, "Of the steps, at the last bits.")
+common.define("float", "trace_decay", None, "Of the sensitivities' average, a step.")
+common.define("float", "least_gain", None, "Of the objective, for bits to change.")
+common.define("float", "clip_learning_rate", None, "Adam's, on log clip bounds.")
+common.define(
+    "bool",
+    "rescale_range",
+    None,
+    "Scale the clips with a change of bits, or keep them.",
+)
+common.define("float", "damping", None, "Of oscillating weights, at the end (0: none).")
+common.define("bool", "per_channel", None, "One weight scale an output channel.")
+
+
+def main(argv: list[str]) -> None:
+    common.run_or_exit(argv, run)
+
+
+def run() -> None:
+    """Turns the flags into objects and searches."""
+    job, settings = common.job_settings(), qbitopt_settings()
+    for note in idle_flags():
+        print(note)
+    dataset = common.dataset()
+    model = common.model(dataset.num_classes)
+    cost = common.site_cost(per_channel=settings.per_channel)
+    space, policy = search_flags.space_and_policy(
+        model, dataset.train.image_shape, cost
+    )
+    variables, record = common.initial_variables()
+    search_bits(
+        model,
+        dataset,
+        space,
+        workdir=FLAGS.workdir,
+        cost_target=FLAGS.cost_target,
+        job=job,
+        cost=cost,
+        cost_reference=FLAGS.cost_reference,
+        qbitopt=settings,
+        optimizer=search_flags.optimizer_settings(),
+        augment=search_flags.augmentation(),
+        policy=policy,
+        variables=variables,
+        skip_variables=FLAGS.init_skip,
+        config={**common.run_config(), **record},
+    )
+
+
+def qbitopt_settings() -> QBitOptSettings:
+    """Returns the method's settings: its defaults, changed by the flags given."""
+    names = [field.name for field in dataclasses.fields(QBitOptSettings)]
+    given = {name: FLAGS[name].value for name in names}
+    return QBitOptSettings(**{k: v for k, v in given.items() if v is not None})
+
+
+def idle_flags() -> list[str]:
+    """Returns a note for each flag given that changes nothing in this run."""
+    if FLAGS.policy is None:
+        return []
+    return [
+        f"note: --{name} has no effect: --policy leaves nothing to re-allocate"
+        for name in SEARCH_FLAGS
+        if FLAGS[name].present
+    ]
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)
