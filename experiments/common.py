@@ -44,13 +44,17 @@ CPU_ENVIRONMENT = {
 }
 
 _DEVICE = "cpu_2_cores"  # of --cost=latency, unless flags name another
-_SHARED = ("workdir", "data_dir", "batch_size")  # flags of every launcher
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 
 def define(kind: str, name: str, default: Any, text: str, **keywords: Any) -> None:
-    """Defines an absl flag that belongs to a run's identity (unless volatile)."""
-    if name in _SHARED and name in FLAGS:  # a process may import several launchers
+    """Defines an absl flag that belongs to a run's identity (unless volatile).
+
+    A process may import several launchers: the first to define a flag is enough.
+    """
+    if name in FLAGS:
+        known = FLAGS[name].default
+        assert known == default, f"--{name}: defaults {known} and {default}"
         return
     getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
     _OURS.append(name)
@@ -77,7 +81,7 @@ def define_common_flags(*, steps: int) -> None:
         "cost",
         "bops",
         "What the budget counts.",
-        enum_values=["bops", "size", "latency"],
+        enum_values=["bops", "size", "activation_size", "mean_bits", "latency"],
     )
     define(
         "string",
@@ -202,7 +206,11 @@ def site_cost(*, per_channel: bool = True) -> costs.SiteCost:
             )
     if FLAGS.cost == "size":
         return costs.make_site_storage(per_channel=per_channel)
-    return costs.site_bops
+    return {
+        "bops": costs.site_bops,
+        "activation_size": costs.site_activation_size,
+        "mean_bits": costs.site_mean_bits,
+    }[FLAGS.cost]
 
 
 def _latency() -> costs.SiteCost:

@@ -100,7 +100,7 @@ common.define(
 )
 common.define("bool", "per_channel", None, "One weight scale an output channel.")
 common.define("bool", "clip_gradient", None, "No gradient to clipped values.")
-search_flags.define_space_flags(separate=False)
+search_flags.define_space_flags()
 common.define(
     "bool",
     "attention_products",

@@ -24,7 +24,7 @@ SEARCH_FLAGS = (
 
 common.define_common_flags(steps=5000)
 common.define_start_flags()
-search_flags.define_space_flags(separate=True)
+search_flags.define_space_flags()
 common.define(
     "integer",
     "update_every",
@@ -58,7 +58,7 @@ def run() -> None:
     model = common.model(dataset.num_classes)
     cost = common.site_cost(per_channel=settings.per_channel)
     space, policy = search_flags.space_and_policy(
-        model, dataset.train.image_shape, cost
+        model, dataset.train.image_shape, cost, separate=True
     )
     variables, record = common.initial_variables()
     search_bits(

@@ -20,15 +20,14 @@ from fliqs_jax.train.classifier import Augment, image_sites
 FLAGS = flags.FLAGS
 
 
-def define_space_flags(*, separate: bool) -> None:
-    """Defines which decisions there are.
-
-    Args:
-      separate: default of the flag of that name.
-    """
+def define_space_flags() -> None:
+    """Defines which decisions there are."""
     common.define("bool", "weights_only", False, "Search the weights' formats alone.")
     common.define(
-        "bool", "separate", separate, "A decision each for weights and input."
+        "bool",
+        "separate",
+        None,
+        "A decision each for weights and input (default: the method's own way).",
     )
     common.define(
         "list", "pins", [], "Fixed sites, path or regex: Conv_0=int8,Dense_0=int8."
@@ -56,6 +55,7 @@ def space_and_policy(
     image_shape: Sequence[int],
     cost: costs.SiteCost,
     *,
+    separate: bool = False,
     attention_products: bool = False,
 ) -> tuple[fq.SearchSpace, fq.Policy | None]:
     """Returns the decisions, and the policy to train at if nothing is to be searched.
@@ -64,25 +64,32 @@ def space_and_policy(
       model: the network.
       image_shape: [H, W, C].
       cost: of a site; a random policy has the target's.
+      separate: whether weights and inputs have decisions of their own, unless the flag
+        says.
       attention_products: with the products inside attention layers.
     """
     sites = image_sites(model, image_shape, attention_products=attention_products)
-    space = search_space(sites, FLAGS.formats)
+    space = search_space(sites, FLAGS.formats, separate=separate)
     policy = fixed_policy(space, cost)
     if policy is not None:
         # Room for the policy's own formats; nothing is searched.
         names = [name.removeprefix("u") for pair in policy.values() for name in pair]
-        space = search_space(sites, list(dict.fromkeys([*FLAGS.formats, *names])))
+        formats = list(dict.fromkeys([*FLAGS.formats, *names]))
+        space = search_space(sites, formats, separate=separate)
     return space, policy
 
 
-def search_space(sites: tuple[fq.Site, ...], formats: list[str]) -> fq.SearchSpace:
+def search_space(
+    sites: tuple[fq.Site, ...], formats: list[str], *, separate: bool = False
+) -> fq.SearchSpace:
     """Returns the decisions that the flags describe."""
+    if FLAGS.weights_only:
+        separate = False
     return fq.SearchSpace(
         sites,
         formats,
         weights_only=FLAGS.weights_only,
-        separate=FLAGS.separate,
+        separate=separate if FLAGS.separate is None else FLAGS.separate,
         groups=FLAGS.groups or None,
         pins=pins(sites) or None,
     )

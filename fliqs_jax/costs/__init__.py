@@ -31,6 +31,8 @@ from fliqs_jax.costs.size import (
     average_bits,
     make_site_storage,
     model_bits,
+    site_activation_size,
+    site_mean_bits,
     site_size,
 )
 
@@ -63,9 +65,11 @@ __all__ = [
     "most_probable_within",
     "policy_cost",
     "random_policies_of_equal_cost",
+    "site_activation_size",
     "site_bops",
     "site_cost_where",
     "site_linear_ops",
+    "site_mean_bits",
     "site_price",
     "site_size",
     "storage_bits",

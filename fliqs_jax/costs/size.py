@@ -24,6 +24,20 @@ def site_size(site: Site, weight_bits: int, activation_bits: int) -> int:
     return site.weight_count * weight_bits
 
 
+def site_activation_size(site: Site, weight_bits: int, activation_bits: int) -> int:
+    """Returns the bits of one site's input, for one example."""
+    return site.input_size * activation_bits
+
+
+def site_mean_bits(site: Site, weight_bits: int, activation_bits: int) -> float:
+    """Returns the mean of a site's two widths: every quantizer weighs alike.
+
+    Summed over the sites and divided by their number, the mean bits of a network's
+    quantizers, as QBitOpt and others state budgets.
+    """
+    return (weight_bits + activation_bits) / 2
+
+
 def make_site_storage(
     *, scale_bits: int = 32, per_channel: bool = True, block_size: int | None = None
 ) -> FormatCost:
@@ -158,10 +172,5 @@ def average_activation_bits(
     Raises:
       ValueError: if the policy does not fit the sites, or `where` is true for none.
     """
-    bits = policy_cost(
-        lambda site, _, activation_bits: site.input_size * activation_bits,
-        sites,
-        policy,
-        where=where,
-    )
+    bits = policy_cost(site_activation_size, sites, policy, where=where)
     return bits / sum(site.input_size for site in counted_sites(sites, where))

@@ -139,6 +139,7 @@ def _site(site: Mapping[str, Any]) -> SiteRecord:
         weight_shape=tuple(site["weight_shape"]),
         macs=site["macs"],
         weight_count=site["weight_count"],
+        input_size=site.get("input_size", 0),
     )
 
 

@@ -22,6 +22,7 @@ class SiteRecord:
     weight_shape: tuple[int, ...]
     macs: int  # per example
     weight_count: int
+    input_size: int = 0  # numbers an example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class RunConfig:
     sites: tuple[SiteRecord, ...]
     decisions: tuple[str, ...]
     options: tuple[str, ...]
-    cost: str  # "bops", "size", "latency"
+    cost: str  # as --cost names it: "bops", "size", ...
     cost_reference: str  # the uniform policy whose cost is 1
     cost_target: float | None  # as a fraction of the reference's cost
     phases: Phases | None

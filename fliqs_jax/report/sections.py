@@ -101,6 +101,8 @@ def cost_meaning(run: Run) -> str:
         "bops": "Cost: bit operations per example, the sum over sites of MACs x weight "
         "bits x input bits,",
         "size": "Cost: bits that the weights and their scales take in storage,",
+        "activation_size": "Cost: bits that the inputs of all sites take, an example,",
+        "mean_bits": "Cost: the mean bits of all quantizers, each weighing alike,",
         "latency": "Cost: the time that the device model, or a measured table, gives,",
     }
     start = meanings.get(run.config.cost, f"Cost: {run.config.cost},")
@@ -141,7 +143,8 @@ def site_table(run: Run) -> str:
     shares = words.cost_share(run.config.sites, policy, run.config.cost)
     largest = max(shares.values(), default=1.0) or 1.0
     lines = [_site_row(site, policy, shares, largest) for site in run.config.sites]
-    unit = "size" if run.config.cost == "size" else "bit operations"
+    cost = "bops" if run.config.cost == "latency" else run.config.cost
+    unit = words.COST_NAMES.get(cost, "bit operations")
     header = (
         '<th>site</th><th>op</th><th>weight shape</th><th class="number">MACs</th>'
         '<th class="number">weights</th><th>weight format</th><th>input format</th>'

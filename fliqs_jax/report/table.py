@@ -39,7 +39,7 @@ def sites_table(
     Args:
       sites: Site or SiteRecord values, in the order to print.
       policy: site path -> (weight format, input format).
-      cost: "bops", "size", "latency": what the last column is a share of.
+      cost: as --cost names it: what the last column is a share of.
       width: columns at most, at least 60.
       max_rows: rows at most, at least 2.
 

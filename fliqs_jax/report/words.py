@@ -13,7 +13,13 @@ from fliqs_jax.formats import parse_format
 from fliqs_jax.report.records import Run, SiteRecord, UniformResult
 from fliqs_jax.sites import Site
 
-COST_NAMES = {"bops": "bit operations", "size": "model size", "latency": "latency"}
+COST_NAMES = {
+    "bops": "bit operations",
+    "size": "model size",
+    "activation_size": "bits of the inputs",
+    "mean_bits": "mean bits",
+    "latency": "latency",
+}
 
 
 def storage_bits(name: str) -> int | None:
@@ -147,14 +153,17 @@ def cost_share(
     few scales aside. The share of a latency needs the device, so bit operations stand
     in for it.
     """
+    unit = {
+        "size": lambda site, w, a: site.weight_count * w,
+        "activation_size": lambda site, w, a: site.input_size * a,
+        "mean_bits": lambda site, w, a: w + a,
+    }.get(cost, lambda site, w, a: site.macs * w * a)
     prices = {}
     for site in sites:
         if site.path not in policy:
             continue
         weight, activation = (storage_bits(name) or 32 for name in policy[site.path])
-        by_size = cost in ("size", "average_bits")
-        unit = site.weight_count if by_size else site.macs * activation
-        prices[site.path] = float(unit * weight)
+        prices[site.path] = float(unit(site, weight, activation))
     total = sum(prices.values()) or 1.0
     return {path: price / total for path, price in prices.items()}
 

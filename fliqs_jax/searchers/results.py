@@ -44,6 +44,7 @@ def describe_sites(sites: Sequence[Site]) -> list[dict[str, Any]]:
             "weight_shape": list(site.weight_shape),
             "macs": site.macs,
             "weight_count": site.weight_count,
+            "input_size": site.input_size,
         }
         for site in sites
     ]
