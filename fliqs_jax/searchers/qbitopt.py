@@ -402,8 +402,9 @@ class QBitOpt:
         values = self.sensitivity(state, noise)
         now = np.asarray(state.options)
         options = allocate_exact(values, self.costs, self.target)
-        before = total_value(values, now)
-        if total_value(values, options) >= (1.0 - self.least_gain) * before:
+        worth = (1.0 - self.least_gain) * total_value(values, now)
+        affordable = self.costs.exact_cost(now) <= self.target
+        if affordable and total_value(values, options) >= worth:
             return state
         clips = self._carried_over(state, jnp.asarray(options, jnp.int32))
         fresh = state.replace(
@@ -414,7 +415,7 @@ class QBitOpt:
             ),
             reallocations=state.reallocations + 1,
         )
-        return jax.device_put(fresh, jax.tree.map(lambda x: x.sharding, state))
+        return jax.device_put(fresh, state.step.sharding)
 
     def _carried_over(self, state: BitState, options: Int[Array, "D"]) -> Clips:
         if not self.rescale_range:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from fliqs_jax.formats import parse_format, stack_formats
-from fliqs_jax.quantizers import init_lsq_step, lsq, pact
+from fliqs_jax.quantizers import (
+    init_lsq_step,
+    learned_scale,
+    lsq,
+    pact,
+    scale_of_bound,
+)
 
 INT3, UINT2 = parse_format("int3"), parse_format("uint2")
 
@@ -150,3 +156,23 @@ def test_gradients_follow_a_traced_format():
             of_x, of_step = gradients(x, 0.7, fmt, ones)
             np.testing.assert_allclose(mapped[0][index], of_x)
             np.testing.assert_allclose(mapped[1][index], of_step, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["int2", "uint3", "int7", "e2m1", "e4m3", "bf16"])
+@pytest.mark.parametrize("bound", [0.3, 1.0, 7.7])
+def test_learned_scale_is_the_scale_of_the_bound_and_its_slope(name, bound):
+    fmt = parse_format(name)
+    value, slope = jax.jit(jax.value_and_grad(learned_scale))(bound, fmt)
+    assert value == scale_of_bound(bound, fmt)  # bit for bit, rounding up included
+    expected = 1.0 / float(fmt.max_value) if fmt.needs_scale else 0.0
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+def test_learned_bound_has_the_slope_of_the_step_over_the_largest_value():
+    x = jax.random.normal(jax.random.key(0), (50,))
+    slope = lambda learned, at: jax.grad(  # noqa: E731
+        lambda v: (lsq(x, learned(v), INT3) ** 2).sum()
+    )(at)
+    of_step = slope(lambda step: step, 0.5)
+    of_bound = slope(lambda bound: learned_scale(bound, INT3), 1.5)
+    np.testing.assert_allclose(of_bound, of_step / 3.0, rtol=1e-5)
