@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import pathlib
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -124,7 +125,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 def trade_offs(rows: Sequence[Row]) -> list[TradeOff]:
     """Returns what the plot shows: a point for each method and budget."""
-    return [
+    points = [
         TradeOff(
             series=title(method),
             note=_note(method),
@@ -134,6 +135,7 @@ def trade_offs(rows: Sequence[Row]) -> list[TradeOff]:
         )
         for (budget, method), own in _groups(rows)
     ]
+    return sorted(points, key=lambda point: _place(point.series))
 
 
 def title(method: str) -> str:
@@ -148,6 +150,13 @@ def title(method: str) -> str:
         _, measure, *untrained = family.split("_")
         return TITLES["untrained" if untrained else "sensitivity"].format(measure)
     return TITLES.get(family, family.replace("_", " "))
+
+
+def _place(series: str) -> int:
+    """In the legend: as TITLES lists them, what it lacks at the end."""
+    general = re.sub(r"\(.*\), ", "({}), ", series)
+    names = list(TITLES.values())
+    return names.index(general) if general in names else len(names)
 
 
 def _note(method: str) -> str:

@@ -4,26 +4,24 @@ Takes accuracies and costs as numbers; what the methods are is not known here.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fliqs_jax.report import style
 from fliqs_jax.report.words import COST_NAMES
 
-_SYMBOL = 6.0  # points wide; symbols of one budget stand side by side, so far apart
-# Told apart by symbol and line, too, for print and for colour-blind readers.
-_LOOKS = tuple(
-    zip(
-        (style.ORANGE, style.BLUE, style.GREEN, style.PURPLE, style.INK, style.MUTED),
-        ("o", "s", "^", "D", "v", "P"),
-        strict=True,
-    )
-)
+_SYMBOL, _SPACING = 6.0, 7.5  # points: width of a symbol, and to the one beside it
+_COLOURS = (
+    style.ORANGE, style.BLUE, style.GREEN, style.PURPLE, style.INK, style.MUTED,
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":")
+_LEAST_ERROR = 0.01  # %; an error of zero has no logarithm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,8 @@ def draw_trade_offs(
     """Draws test accuracy against cost: means, with standard deviations as bars.
 
     Methods that share a budget share a cost, so their symbols stand side by side at its
-    line, a few points apart whatever their costs. A series of which every point costs
-    over four times what the budgets and the other policies cost (float) is a line.
+    line, a few points apart whatever their costs. A single policy without a note
+    that costs over four times as much as all others (float) is a line across.
 
     Args:
       points: in the order of the legend.
@@ -66,37 +64,36 @@ def draw_trade_offs(
     """
     if not points or min(min(point.costs) for point in points) <= 0:
         raise ValueError("points must not be empty, and their costs positive")
-    series = list(dict.fromkeys(point.series for point in points))
-    levels = _levels(points, series)
+    series: dict[str, list[TradeOff]] = {}
+    for point in points:
+        series.setdefault(point.series, []).append(point)
+    levels = _levels(series)
+    budgeted = [
+        name
+        for name, own in series.items()
+        if any(point.budget is not None for point in own)
+    ]
     figure = style.new_figure(5.4)
     axes = figure.subplots()
     axes.set_xscale("log")
     _accuracy_scale(axes, points)
-    dodged = [
-        name
-        for name in series
-        if any(point.series == name and point.budget is not None for point in points)
-    ]
-    looks = {
-        name: _look(i) for i, name in enumerate(n for n in series if n not in levels)
-    }
-    for name in series:
-        own = [point for point in points if point.series == name]
+    symbols = _symbols()
+    for name, own in series.items():
         if name in levels:
             _draw_level(axes, own)
-            continue
-        place = dodged.index(name) - (len(dodged) - 1) / 2 if name in dodged else 0.0
-        _draw_series(figure, axes, own, looks[name], shift=place * (_SYMBOL + 1.5))
+        else:
+            shift = _SPACING * _slot(name, budgeted)
+            _draw_series(figure, axes, own, next(symbols), shift=shift)
     shown = [point for point in points if point.series not in levels] or points
-    _budget_lines(axes, sorted({p.budget for p in shown if p.budget is not None}))
     means = [statistics.mean(point.costs) for point in shown]
     axes.set_xlim(min(means) / 1.4, max(means) * 1.4)
+    _budget_lines(axes, sorted({p.budget for p in shown if p.budget is not None}))
     style.cost_ticks(axes)
     style.dress(
         axes, title=f"Test accuracy against cost: {_spread(points)}", grid="both",
         xlabel=f"cost: {COST_NAMES.get(cost, cost)}, as a fraction of uniform "
-        f"{reference} (logarithmic)",
-        ylabel=axes.get_ylabel(), pad=18,
+        f"{reference} (logarithmic); methods of one budget stand side by side",
+        ylabel=axes.get_ylabel(), pad=18.0,
     )  # fmt: skip
     style.add_legend(
         axes, loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.6,
@@ -114,28 +111,42 @@ def write_trade_offs(
     return pathlib.Path(path)
 
 
-def _levels(points: Sequence[TradeOff], series: Sequence[str]) -> set[str]:
-    """Series that would stretch the axis: dear ones, each of a cost of its own."""
-    dear = {
-        name: min(min(p.costs) for p in points if p.series == name) for name in series
+def _levels(series: Mapping[str, Sequence[TradeOff]]) -> set[str]:
+    """Series of one dear policy, which would stretch the axis for all others."""
+    single = {
+        name: own[0]
+        for name, own in series.items()
+        if len(own) == 1 and own[0].budget is None and not own[0].note
     }
-    free = {
-        name
-        for name in series
-        if all(p.budget is None and not p.note for p in points if p.series == name)
-    }
-    others = [max(p.costs) for p in points if p.series not in free]
-    return {name for name in free if others and dear[name] > 4 * max(others)}
+    others = [
+        max(point.costs)
+        for name, own in series.items()
+        if name not in single
+        for point in own
+    ]
+    if not others:
+        return set()
+    dear = 4 * max(others)
+    return {name for name, point in single.items() if min(point.costs) > dear}
 
 
-def _look(index: int) -> dict[str, object]:
-    colour, marker = _LOOKS[index % len(_LOOKS)]
-    hollow = index >= len(_LOOKS)  # the second round
-    return {
-        "color": colour, "marker": marker, "linewidth": 1.1,
-        "linestyle": _LINES[index % len(_LINES)],
-        "markerfacecolor": "white" if hollow else colour,
-    }  # fmt: skip
+def _slot(name: str, budgeted: Sequence[str]) -> int:
+    """Place beside the budget's line; 0, on the line, is for uniform policies."""
+    if name not in budgeted:
+        return 0
+    place = budgeted.index(name) - len(budgeted) // 2
+    return place if place < 0 else place + 1
+
+
+def _symbols() -> Iterator[dict[str, object]]:
+    """Symbol and line of each series: 28 are told apart without their colours."""
+    colours, lines = itertools.cycle(_COLOURS), itertools.cycle(_LINES)
+    for filled in itertools.cycle((True, False)):
+        for marker, colour, line in zip(_MARKERS, colours, lines, strict=False):
+            yield {
+                "color": colour, "marker": marker, "linestyle": line,
+                "markerfacecolor": colour if filled else "white", "linewidth": 1.1,
+            }  # fmt: skip
 
 
 def _draw_series(figure, axes, own: list[TradeOff], look, *, shift: float) -> None:
@@ -206,9 +217,6 @@ def _accuracy_scale(axes, points: Sequence[TradeOff]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("test accuracy (%), logarithmic in the error")
-
-
-_LEAST_ERROR = 0.01  # %; an error of zero has no logarithm
 
 
 def _deviation(values: Sequence[float]) -> float:
