@@ -95,10 +95,15 @@ def _start(
                 command(run, root, shared),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**CPU_ENVIRONMENT, **os.environ},
+                env={**CPU_ENVIRONMENT, **_cache(root), **os.environ},
             )
         finally:
             os.sched_setaffinity(0, ours)
+
+
+def _cache(root: pathlib.Path) -> dict[str, str]:
+    """Runs of other seeds and formats are the same programs: compiled once for all."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(root / "compilation_cache")}
 
 
 def _shares(number: int) -> list[list[int]]:

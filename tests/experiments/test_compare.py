@@ -6,6 +6,7 @@ from absl.testing import flagsaver
 
 from experiments import compare
 from experiments.comparison.execution import command
+from experiments.comparison.results import read_rows
 
 
 @pytest.fixture
@@ -132,3 +133,25 @@ def test_own_flags_of_a_run_prevail(planned, tmp_path):
 def test_a_mistake_is_refused_before_anything_runs(arguments, message, planned):
     with pytest.raises(ValueError, match=message):
         planned(*arguments)
+
+
+@pytest.mark.slow
+def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
+    arguments = (
+        *("--dataset=digits", "--model=lenet300", "--formats=int2,int4,int8"),
+        *("--steps=20", "--batch_size=32", "--learning_rate=0.05", "--policy_every=2"),
+        *("--batches=2", "--evaluate_every=0", "--seeds=1", "--uniform=int4"),
+        *("--random_policies=0", "--sensitivity=loss", "--cost_targets=0.2,0.3"),
+        f"--workdir={tmp_path}",
+    )
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["compare", *arguments])
+        compare.run()
+    rows = read_rows(tmp_path)
+    assert len(rows) == 2 + 4 * 2
+    assert {row.budget for row in rows} == {None, 0.2, 0.3}
+    for row in rows:
+        assert row.accuracy > 0.2  # 20 steps; chance is 0.1
+        assert row.seed == 1 and row.steps in (0, 20)
+        assert row.budget is None or row.cost_of_reference <= row.budget

@@ -29,6 +29,7 @@ if (workdir.parent / f"{workdir.name}.fail").exists():
 while (workdir.parent / f"{workdir.name}.hang").exists():
     time.sleep(0.05)
 target = float(given.get("cost_target", 0.14))
+given["cache"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 given["cores"] = sorted(os.sched_getaffinity(0))
 (workdir / "given.json").write_text(json.dumps(given))
 (workdir / "policy.json").write_text("{}")
@@ -43,6 +44,7 @@ def stand_in(tmp_path, monkeypatch):
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "stand_in.py").write_text(textwrap.dedent(STAND_IN))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     real = execution.command
 
@@ -141,12 +143,13 @@ def test_a_run_waits_for_the_one_it_needs_while_later_ones_go_on(tmp_path):
     assert finished == ["a-seed0", "b-seed0", "first-seed0", "waits-seed0"]
 
 
-def test_runs_at_a_time_share_the_cores(tmp_path, undrawn):
+def test_runs_at_a_time_share_the_cores_and_what_is_compiled(tmp_path, undrawn):
     root = tmp_path / "runs"
     launch(f"--workdir={root}", "--seeds=0", "--random_policies=0", "--jobs=2")
     cores = sorted(os.sched_getaffinity(0))
     for name in ("search", "uniform_int3"):
         given = json.loads((root / f"{name}-seed0" / "given.json").read_text())
+        assert given["cache"] == str(root / "compilation_cache")
         assert given["cores"] in (cores[::2], cores[1::2] or cores)
 
 
