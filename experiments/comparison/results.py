@@ -14,7 +14,7 @@ from fliqs_jax.files import replace_text
 from fliqs_jax.report import TradeOff, write_trade_offs
 from fliqs_jax.train.workdir import read_json
 
-# Legends say more than folder names; a method without an entry has its name there.
+# In the order of the legend. A method without an entry has its name there.
 TITLES = {
     "search": "search (FLIQS)",
     "published": "search, published form",
@@ -24,7 +24,7 @@ TITLES = {
     "qbitopt_uniform": "uniform, learned steps",
     "random": "random policies",
     "sensitivity": "by sensitivity ({}), trained",
-    "untrained": "by sensitivity ({}), untrained",
+    "sensitivity_untrained": "by sensitivity ({}), untrained",
     "float": "float",
 }
 
@@ -125,7 +125,14 @@ def comparison_table(rows: Sequence[Row]) -> str:
 
 def trade_offs(rows: Sequence[Row]) -> list[TradeOff]:
     """Returns what the plot shows: a point for each method and budget."""
-    points = [
+    known = list(TITLES)
+
+    def place(group) -> int:
+        (_, method), _ = group
+        kind, _ = _kind(method)
+        return known.index(kind) if kind in known else len(known)
+
+    return [
         TradeOff(
             series=title(method),
             note=_note(method),
@@ -133,9 +140,8 @@ def trade_offs(rows: Sequence[Row]) -> list[TradeOff]:
             costs=tuple(row.cost_of_reference for row in own),
             accuracies=tuple(row.accuracy for row in own),
         )
-        for (budget, method), own in _groups(rows)
+        for (budget, method), own in sorted(_groups(rows), key=place)
     ]
-    return sorted(points, key=lambda point: _place(point.series))
 
 
 def title(method: str) -> str:
@@ -145,18 +151,17 @@ def title(method: str) -> str:
       >>> title("uniform_int3"), title("sensitivity_kl_untrained"), title("new_one")
       ('uniform', 'by sensitivity (kl), untrained', 'new one')
     """
+    kind, measure = _kind(method)
+    return TITLES.get(kind, kind.replace("_", " ")).format(measure)
+
+
+def _kind(method: str) -> tuple[str, str]:
+    """A method's entry in TITLES, and the measure of a sensitivity."""
     family, _ = split_method(method)
-    if family.startswith("sensitivity_"):
-        _, measure, *untrained = family.split("_")
-        return TITLES["untrained" if untrained else "sensitivity"].format(measure)
-    return TITLES.get(family, family.replace("_", " "))
-
-
-def _place(series: str) -> int:
-    """In the legend: as TITLES lists them, what it lacks at the end."""
-    general = re.sub(r"\(.*\), ", "({}), ", series)
-    names = list(TITLES.values())
-    return names.index(general) if general in names else len(names)
+    match = re.fullmatch(r"sensitivity_([a-z]+)(_untrained)?", family)
+    if match is None:
+        return family, ""
+    return f"sensitivity{match[2] or ''}", match[1]
 
 
 def _note(method: str) -> str:

@@ -141,7 +141,8 @@ def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
         *("--dataset=digits", "--model=lenet300", "--formats=int2,int4,int8"),
         *("--steps=20", "--batch_size=32", "--learning_rate=0.05", "--policy_every=2"),
         *("--batches=2", "--evaluate_every=0", "--seeds=1", "--uniform=int4"),
-        *("--random_policies=0", "--sensitivity=loss", "--cost_targets=0.2,0.3"),
+        *("--random_policies=0", "--sensitivity=loss", "--cost_targets=0.2"),
+        "--noretrain",
         f"--workdir={tmp_path}",
     )
     with flagsaver.flagsaver():
@@ -149,8 +150,8 @@ def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
         flags.FLAGS(["compare", *arguments])
         compare.run()
     rows = read_rows(tmp_path)
-    assert len(rows) == 2 + 4 * 2
-    assert {row.budget for row in rows} == {None, 0.2, 0.3}
+    assert len(rows) == 5
+    assert {row.budget for row in rows} == {None, 0.2}
     for row in rows:
         assert row.accuracy > 0.2  # 20 steps; chance is 0.1
         assert row.seed == 1 and row.steps in (0, 20)
