@@ -20,7 +20,7 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import common, fliqs, sensitivity
+from experiments import common, fliqs, qbitopt, sensitivity
 from experiments.comparison.execution import execute
 from experiments.comparison.planning import Method, Run, plan_runs
 from experiments.comparison.results import write_results
@@ -28,7 +28,7 @@ from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-LAUNCHERS = (fliqs, sensitivity)  # imported, so their flags are defined by now
+LAUNCHERS = (fliqs, qbitopt, sensitivity)  # imported, so their flags are defined by now
 _HANDED_ON = frozenset(FLAGS) - {"workdir"}  # those given go to every run
 # What tells the runs of a comparison apart.
 _OURS = {
@@ -106,12 +106,12 @@ def methods(seed: int) -> dict[str, Method]:
     """Returns the methods that the flags ask for, in the order to run them."""
     known = {"search": Method()}
     if FLAGS.qbitopt:
-        known["qbitopt"] = Method(launcher="experiments.qbitopt")
+        known["qbitopt"] = Method(launcher=qbitopt.__name__)
     for name in FLAGS.uniform:
         known[f"uniform_{name}"] = Method(flags=(f"--policy={name}",))
     for name in FLAGS.qbitopt_uniform:
         known[f"qbitopt_uniform_{name}"] = Method(
-            launcher="experiments.qbitopt", flags=(f"--policy={name}",)
+            launcher=qbitopt.__name__, flags=(f"--policy={name}",)
         )
     for index in range(FLAGS.random_policies):
         draw = 1000 * seed + index
@@ -122,7 +122,7 @@ def methods(seed: int) -> dict[str, Method]:
     if FLAGS.published:
         known["published"] = Method(flags=("--form=published",))
     if FLAGS.sensitivity:
-        known["float"] = Method(flags=("--policy=fp32", "--pins="))
+        known["float"] = Method(flags=("--policy=fp32", "--pins=", "--first_last="))
     for measure in FLAGS.sensitivity:
         found = f"sensitivity_{measure}_untrained"
         known[found] = Method(

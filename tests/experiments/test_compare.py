@@ -92,13 +92,13 @@ def test_flags_of_the_launchers_reach_every_run_whoever_defines_them(planned, tm
     preset.write_text("--model=lenet300\n--steps=70\n--nodownload\n--seeds=4\n")
     runs, shared = planned(
         f"--preset={preset}", "--steps=60", "--policy_every=4", "--pins=",
-        "--data_dir=a folder", "--extra=keep=1,batches=2,formats=int2",
+        "--data_dir=a folder", "--extra=keep=1,batches=2,update_every=9,formats=int2",
     )  # fmt: skip
     assert list(runs)[0] == "search-seed4"  # the preset may hold compare's flags, too
     assert sorted(shared) == [
         *("--batches=2", "--data_dir=a folder", "--formats=int2", "--keep=1"),
         *("--model=lenet300", "--nodownload", "--pins=", "--policy_every=4"),
-        "--steps=60",
+        *("--steps=60", "--update_every=9"),
     ]
     launched = command(runs["search-seed4"], tmp_path, shared)
     assert launched[1:3] == ["-m", "experiments.fliqs"]
@@ -142,7 +142,7 @@ def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
         *("--steps=20", "--batch_size=32", "--learning_rate=0.05", "--policy_every=2"),
         *("--batches=2", "--evaluate_every=0", "--seeds=1", "--uniform=int4"),
         *("--random_policies=0", "--sensitivity=loss", "--cost_targets=0.2"),
-        "--noretrain",
+        *("--noretrain", "--qbitopt", "--update_every=5"),
         f"--workdir={tmp_path}",
     )
     with flagsaver.flagsaver():
@@ -150,7 +150,7 @@ def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
         flags.FLAGS(["compare", *arguments])
         compare.run()
     rows = read_rows(tmp_path)
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert {row.budget for row in rows} == {None, 0.2}
     for row in rows:
         assert row.accuracy > 0.2  # 20 steps; chance is 0.1
