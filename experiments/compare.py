@@ -1,44 +1,53 @@
-"""Runs searches and their baselines over seeds, and puts them side by side.
+"""Runs searches and their rivals over seeds and budgets, and puts them side by side.
 
   python -m experiments.compare --workdir=runs/compare_digits \
-      --preset=experiments/presets/digits.flags --uniform=int3 --seeds=0,1,2
+      --flagfile=experiments/presets/compare_digits.flags
 
-Every run is `experiments.fliqs` in a folder of its own under the workdir, with the
-flags of the preset: the search, uniform policies, random policies of the same cost, and
-the search's policy trained from scratch. With --sensitivity=loss,fisher also policies
-allocated by sensitivity (`experiments.sensitivity`), as they are and trained from
-scratch, all from one float network a seed. Finished runs are skipped, interrupted ones
-resumed.
-Writes comparison.csv and comparison.md.
+Every run is a launcher in a folder of its own under the workdir: the search, uniform
+policies, random policies of the same cost, and the search's policy trained from
+scratch; on request the published form of the search, QBitOpt with its own uniform
+baselines, and policies allocated by sensitivity, as they are and trained from scratch,
+all from one float network a seed. Flags of the launchers (--dataset, --model, --steps,
+--policy_every, ...) are handed on to every run; a launcher ignores those that only
+another one knows.
+
+Finished runs are skipped, interrupted ones resumed: run the same command again. Writes
+comparison.csv, comparison.md and comparison.png.
 """
 
-import collections
-import concurrent.futures
-import csv
 import functools
-import os
 import pathlib
-import queue
-import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
 
 from absl import app, flags
 
-from experiments import common
-from fliqs_jax.files import replace_text
+from experiments import common, fliqs, qbitopt, sensitivity
+from experiments.comparison.execution import execute
+from experiments.comparison.planning import Method, Run, plan_runs
+from experiments.comparison.results import write_results
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-common.define_workdir_flags()
-flags.DEFINE_string("preset", None, "Flagfile of experiments.fliqs.")
+LAUNCHERS = (fliqs, qbitopt, sensitivity)  # imported, so their flags are defined by now
+_HANDED_ON = frozenset(FLAGS) - {"workdir"}  # those given go to every run
+# What tells the runs of a comparison apart.
+_OURS = {
+    "seed": "use --seeds",
+    "policy": "use --uniform, --random_policies, --retrain",
+    "measure": "use --sensitivity",
+}
+
+flags.DEFINE_string("preset", None, "As --flagfile, which prevails.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every method each.")
+flags.DEFINE_list(
+    "cost_targets", [], "Budgets to run each method at (default: --cost_target)."
+)
 flags.DEFINE_list("uniform", ["int3"], "Uniform policies to train as long.")
 flags.DEFINE_integer("random_policies", 2, "Random policies of equal cost a seed.")
 flags.DEFINE_bool("retrain", True, "Train the policy found from scratch as well.")
 flags.DEFINE_bool("published", False, "Run the published form of the search as well.")
+flags.DEFINE_bool("qbitopt", False, "Run QBitOpt as well.")
+flags.DEFINE_list("qbitopt_uniform", [], "Uniform policies with QBitOpt's quantizers.")
 flags.DEFINE_list("sensitivity", [], "Measures to allocate by: loss,kl,mse,fisher.")
 flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
@@ -49,148 +58,104 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Runs what is missing, seed by seed, then writes the comparison."""
-    folder = pathlib.Path(FLAGS.workdir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
-        runs = [run for seed in FLAGS.seeds for run in _submit(pool, folder, seed)]
-        for run in concurrent.futures.as_completed(runs):
-            if run.result() is None:
-                _write(folder)
-    failed = [run.result() for run in runs if run.result()]
+    """Runs what is missing, seed by seed, and writes the comparison after each run."""
+    shared = shared_flags()
+    root = pathlib.Path(FLAGS.workdir).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    failed = execute(
+        plan(root),
+        root=root,
+        shared=shared,
+        at_a_time=FLAGS.jobs,
+        after=functools.partial(report, root),
+    )
+    print(_write(root))
     if failed:
+        reasons = "".join(f"\n  {name}: {why}" for name, why in failed.items())
         raise ValueError(
-            f"runs failed: {', '.join(failed)}; see their .log files, then run again"
+            f"runs failed; see their .log files in {root}, then run again:{reasons}"
         )
 
 
-def _submit(
-    pool: concurrent.futures.Executor, root: pathlib.Path, seed: str
-) -> Iterator[concurrent.futures.Future]:
-    """Queues one seed's runs; each gives None, or its name if it failed."""
-    methods = {"search": []}
-    methods |= {f"uniform_{name}": [f"--policy={name}"] for name in FLAGS.uniform}
+def report(root: pathlib.Path, finished: Run) -> None:
+    """Writes the comparison as far as it goes, and says what has just finished."""
+    _write(root)
+    summary = read_json(root / finished.name / "summary.json")
+    print(
+        f"finished {finished.name}: {100 * summary['accuracy']:.2f} % in"
+        f" {summary['seconds'] / 60:.1f} minutes",
+        flush=True,
+    )
+
+
+def _write(root: pathlib.Path) -> str:
+    return write_results(root, cost=FLAGS.cost, reference=FLAGS.cost_reference)
+
+
+def plan(root: pathlib.Path) -> list[Run]:
+    """Returns the runs that the flags ask for."""
+    return plan_runs(
+        methods,
+        root=root,
+        seeds=[int(seed) for seed in FLAGS.seeds],
+        budgets=[float(target) for target in FLAGS.cost_targets],
+    )
+
+
+def methods(seed: int) -> dict[str, Method]:
+    """Returns the methods that the flags ask for, in the order to run them."""
+    known = {"search": Method()}
+    if FLAGS.qbitopt:
+        known["qbitopt"] = Method(launcher=qbitopt.__name__)
+    for name in FLAGS.uniform:
+        known[f"uniform_{name}"] = Method(flags=(f"--policy={name}",))
+    for name in FLAGS.qbitopt_uniform:
+        known[f"qbitopt_uniform_{name}"] = Method(
+            launcher=qbitopt.__name__, flags=(f"--policy={name}",)
+        )
     for index in range(FLAGS.random_policies):
-        policy_seed = 1000 * int(seed) + index
-        methods[f"random_{index}"] = [f"--policy=random:{policy_seed}"]
+        draw = 1000 * seed + index
+        known[f"random_{index}"] = Method(flags=(f"--policy=random:{draw}",))
+    at_policy = ("--policy={needed}/policy.json",)
     if FLAGS.retrain:
-        found = root / f"search-seed{seed}" / "policy.json"
-        methods["retrain"] = [f"--policy={found}"]
+        known["retrain"] = Method(flags=at_policy, needs="search")
     if FLAGS.published:
-        methods["published"] = ["--form=published"]
-    # What a run waits for: queued before it, so it is never waited for in vain.
-    needs, launchers = {"retrain": "search"}, {}
+        known["published"] = Method(flags=("--form=published",))
     if FLAGS.sensitivity:
-        methods["float"] = ["--policy=fp32", "--pins="]
+        known["float"] = Method(flags=("--policy=fp32", "--pins=", "--first_last="))
     for measure in FLAGS.sensitivity:
-        name, found = f"sensitivity_{measure}", f"sensitivity_{measure}_untrained"
-        trained = root / f"float-seed{seed}"
-        methods[found] = [f"--measure={measure}", f"--init_from={trained}"]
-        methods[name] = [f"--policy={root / f'{found}-seed{seed}' / 'policy.json'}"]
-        needs |= {found: "float", name: found}
-        launchers[found] = "experiments.sensitivity"
-    futures = {}
-    for name, own in methods.items():
-        futures[name] = pool.submit(
-            _run,
-            root / f"{name}-seed{seed}",
-            launchers.get(name, "experiments.fliqs"),
-            [*own, f"--seed={seed}"],
-            futures.get(needs.get(name)),
+        found = f"sensitivity_{measure}_untrained"
+        known[found] = Method(
+            launcher=sensitivity.__name__,
+            flags=(f"--measure={measure}", "--init_from={needed}"),
+            needs="float",
         )
-    yield from futures.values()
+        known[f"sensitivity_{measure}"] = Method(flags=at_policy, needs=found)
+    return known
 
 
-def _run(
-    folder: pathlib.Path,
-    launcher: str,
-    own: list[str],
-    needed: concurrent.futures.Future | None,
-) -> str | None:
-    """Runs one job to its end; returns its name if it failed."""
-    name = folder.name
-    if (folder / "summary.json").exists():
-        return None
-    if needed is not None and needed.result() is not None:
-        return name
-    folder.mkdir(exist_ok=True)
-    command = [
-        *(sys.executable, "-m", launcher),
-        *(f"--flagfile={FLAGS.preset}", f"--workdir={folder}"),
-        *own,
-        *(f"--{flag}" for flag in FLAGS.extra),
-    ]
-    print(f"running {name}", flush=True)
-    cores = _shares().get()
+def shared_flags() -> list[str]:
+    """Returns the flags to hand on to every run: those given, however they were.
+
+    Flags in --preset and --extra count as given on the command line, before and after
+    the others.
+    """
+    preset = [] if FLAGS.preset is None else [f"--flagfile={FLAGS.preset}"]
+    extra = [f"--{flag.lstrip('-')}" for flag in FLAGS.extra]
     try:
-        with open(folder.with_suffix(".log"), "a", encoding="utf-8") as log:
-            done = subprocess.run(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**common.CPU_ENVIRONMENT, **os.environ},
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
-            )
-    finally:
-        _shares().put(cores)
-    return name if done.returncode else None
+        FLAGS(["compare", *preset, *_given(frozenset(FLAGS)), *extra])
+    except flags.Error as error:
+        raise ValueError(f"--preset or --extra: {error}") from error
+    for name, instead in _OURS.items():
+        if FLAGS[name].present:
+            raise ValueError(f"--{name} is set for each run: {instead}")
+    return _given(_HANDED_ON)
 
 
-@functools.cache
-def _shares() -> queue.Queue:
-    """Cores for each of the runs at a time, so that they do not fight for them."""
-    shares, cores = queue.Queue(), sorted(os.sched_getaffinity(0))
-    for number in range(FLAGS.jobs):
-        shares.put(cores[number :: FLAGS.jobs] or cores)
-    return shares
-
-
-def _write(folder: pathlib.Path) -> None:
-    """Writes and prints the runs that are finished, and their means over seeds."""
-    rows = []
-    for file in sorted(folder.glob("*-seed*/summary.json")):
-        method, _, seed = file.parent.name.rpartition("-seed")
-        summary = read_json(file)
-        rows.append(
-            {
-                "method": method.split("_")[0] if "random" in method else method,
-                "run": file.parent.name,
-                "seed": int(seed),
-                "accuracy": summary["accuracy"],
-                "cost_of_reference": summary["cost"] / summary["cost_of_reference"],
-                "seconds": summary["seconds"],
-            }
-        )
-    with open(folder / "comparison.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    table = comparison_table(rows)
-    replace_text(folder / "comparison.md", table + "\n")
-    print(table)
-
-
-def comparison_table(rows: list[dict]) -> str:
-    """Returns mean and standard deviation of each method, as Markdown."""
-    by_method = collections.defaultdict(list)
-    for row in rows:
-        by_method[row["method"]].append(row)
-    lines = [
-        "| method | runs | test accuracy, % | cost | minutes |",
-        "|---|---|---|---|---|",
-    ]
-    for method, own in sorted(by_method.items()):
-        accuracy = [100 * row["accuracy"] for row in own]
-        deviation = statistics.stdev(accuracy) if len(own) > 1 else float("nan")
-        cost = statistics.mean(row["cost_of_reference"] for row in own)
-        minutes = statistics.mean(row["seconds"] for row in own) / 60
-        lines.append(
-            f"| {method} | {len(own)} | {statistics.mean(accuracy):.2f} ± "
-            f"{deviation:.2f} | {cost:.4f} | {minutes:.1f} |"
-        )
-    return "\n".join(lines)
+def _given(names: frozenset[str]) -> list[str]:
+    return [FLAGS[name].serialize() for name in sorted(names) if FLAGS[name].present]
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "preset"])
+    flags.mark_flag_as_required("workdir")
     app.run(main)

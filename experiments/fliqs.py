@@ -107,7 +107,6 @@ common.define(
     False,
     "Formats for q k^T and softmax(.) v, too, the products in attention layers.",
 )
-common.define("bool", "separate", False, "A decision each for weights and input.")
 
 
 def main(argv: list[str]) -> None:

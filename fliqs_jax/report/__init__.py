@@ -15,10 +15,12 @@ from fliqs_jax.report.sensitivity import (
     write_sensitivity_plot,
 )
 from fliqs_jax.report.table import comparison_table, sites_table
+from fliqs_jax.report.trade_offs import TradeOff, draw_trade_offs, write_trade_offs
 
 __all__ = [
     "Run",
     "SiteRecord",
+    "TradeOff",
     "comparison_table",
     "draw_accuracy_cost",
     "draw_expected_bits",
@@ -26,6 +28,7 @@ __all__ = [
     "draw_probabilities",
     "draw_search",
     "draw_sensitivity",
+    "draw_trade_offs",
     "draw_training",
     "read_run",
     "render_report",
@@ -33,4 +36,5 @@ __all__ = [
     "sites_table",
     "write_report",
     "write_sensitivity_plot",
+    "write_trade_offs",
 ]

@@ -124,7 +124,7 @@ def draw_accuracy_cost(run: Run) -> "matplotlib.figure.Figure":
     axes.set_xscale("log")
     values = [fraction, config.cost_target, *(x for x, *_ in points)]
     axes.set_xlim(min(values) / 1.3, max(values) * 1.5)
-    _cost_ticks(axes)
+    style.cost_ticks(axes)
     axes.margins(y=0.12)
     style.dress(
         axes, title="Test accuracy of this run's policy and of uniform formats",
@@ -164,14 +164,6 @@ def _upper_edge(points: list[tuple[float, float, str]]) -> list[tuple[float, flo
     for cost, accuracy, _ in points:
         best[cost] = max(accuracy, best.get(cost, -math.inf))
     return sorted(best.items())
-
-
-def _cost_ticks(axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label_points(figure, axes, points: list[tuple[float, float, str]]) -> None:

@@ -74,6 +74,15 @@ def add_legend(axes, **where) -> None:
         )
 
 
+def cost_ticks(axes) -> None:
+    """Writes costs on a logarithmic axis as plain numbers: 0.05, 0.1, 0.2."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def step_ticks(axes) -> None:
     """Writes training steps as 500, 2k, 12.5k, at whole numbers only."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator

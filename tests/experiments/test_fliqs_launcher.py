@@ -1,7 +1,6 @@
 """The launcher as a user runs it: outputs, resume, and messages for mistakes."""
 
 import json
-import pathlib
 import signal
 import subprocess
 import sys
@@ -335,18 +334,6 @@ def test_diverging_run_stops_names_the_step_and_keeps_its_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match=r"loss is (nan|inf) at step \d+"):
         launch(fliqs, *arguments)
     assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-
-
-@pytest.mark.parametrize(
-    "preset", sorted(pathlib.Path("experiments/presets").glob("*.flags")), ids=str
-)
-def test_preset_parses_and_its_header_shows_its_own_command(preset):
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["launcher", f"--flagfile={preset}"])
-        assert flags.FLAGS.steps > 0
-    header = [line for line in preset.read_text().splitlines() if line[:1] == "#"]
-    assert any(str(preset) in line for line in header)
 
 
 @pytest.mark.parametrize("form", fliqs.FORMS)

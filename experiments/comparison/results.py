@@ -1,0 +1,185 @@
+"""What came of a comparison's runs: rows of a CSV file, a table, a plot."""
+
+import collections
+import csv
+import dataclasses
+import io
+import pathlib
+import re
+import statistics
+from collections.abc import Sequence
+
+from experiments.comparison.planning import OWN_COST, parse_run_name, split_method
+from fliqs_jax.files import replace_text
+from fliqs_jax.report import TradeOff, write_trade_offs
+from fliqs_jax.train.workdir import read_json
+
+# In the order of the legend. A method without an entry has its name there.
+TITLES = {
+    "search": "search (FLIQS)",
+    "published": "search, published form",
+    "retrain": "policy of the search, from scratch",
+    "qbitopt": "QBitOpt",
+    "uniform": "uniform",
+    "qbitopt_uniform": "uniform, learned steps",
+    "random": "random policies",
+    "sensitivity": "by sensitivity ({}), trained",
+    "sensitivity_untrained": "by sensitivity ({}), untrained",
+    "float": "float",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A finished run, as comparison.csv lists it."""
+
+    method: str
+    run: str  # its folder
+    seed: int
+    budget: float | None  # a fraction of the reference's cost; None without a budget
+    accuracy: float  # on the test split, 0 to 1
+    cost_of_reference: float
+    steps: int  # of this run; not those of a run that it starts from
+    seconds: float
+
+
+def read_rows(root: pathlib.Path) -> list[Row]:
+    """Returns the finished runs of a comparison's folder, by name."""
+    rows = []
+    for file in sorted(root.glob("*/summary.json")):
+        parsed = parse_run_name(file.parent.name)
+        if parsed is None:
+            continue
+        method, budget, seed = parsed
+        family, _ = split_method(method)
+        summary = read_json(file)
+        reference = summary["cost_of_reference"]
+        if budget is None and family not in OWN_COST:
+            budget = float(f"{summary['cost_target'] / reference:.6g}")
+        rows.append(
+            Row(
+                method=family if family == "random" else method,
+                run=file.parent.name,
+                seed=seed,
+                budget=budget,
+                accuracy=summary["accuracy"],
+                cost_of_reference=summary["cost"] / reference,
+                steps=summary["steps"],
+                seconds=summary["seconds"],
+            )
+        )
+    return rows
+
+
+def write_results(root: pathlib.Path, *, cost: str, reference: str) -> str:
+    """Writes comparison.csv, comparison.md and comparison.png, if anything finished.
+
+    Args:
+      root: the folder of the comparison.
+      cost: what the budget counts, as --cost names it.
+      reference: format of the uniform policy whose cost is 1.
+
+    Returns:
+      The table; empty text while no run has finished.
+    """
+    rows = read_rows(root)
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)])
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    replace_text(root / "comparison.csv", text.getvalue())
+    table = comparison_table(rows)
+    replace_text(root / "comparison.md", table + "\n")
+    write_trade_offs(
+        root / "comparison.png", trade_offs(rows), cost=cost, reference=reference
+    )
+    return table
+
+
+def comparison_table(rows: Sequence[Row]) -> str:
+    """Returns mean and standard deviation of each method and budget, as Markdown.
+
+    Budgets ascend, the best method first in each; policies of a cost of their own and
+    the float network come first.
+    """
+    lines = [
+        "| budget | method | runs | test accuracy, % | cost | steps | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (budget, method), own in _groups(rows):
+        accuracy = [100 * row.accuracy for row in own]
+        shown = f"{statistics.mean(accuracy):.2f}"
+        if len(own) > 1:
+            shown += f" ± {statistics.stdev(accuracy):.2f}"
+        cost = statistics.mean(row.cost_of_reference for row in own)
+        steps = statistics.mean(row.steps for row in own)
+        minutes = statistics.mean(row.seconds for row in own) / 60
+        lines.append(
+            f"| {'' if budget is None else budget} | {method} | {len(own)} | {shown} "
+            f"| {cost:.4f} | {steps:.0f} | {minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def trade_offs(rows: Sequence[Row]) -> list[TradeOff]:
+    """Returns what the plot shows: a point for each method and budget."""
+    known = list(TITLES)
+
+    def place(group) -> int:
+        (_, method), _ = group
+        kind, _ = _kind(method)
+        return known.index(kind) if kind in known else len(known)
+
+    return [
+        TradeOff(
+            series=title(method),
+            note=_note(method),
+            budget=budget,
+            costs=tuple(row.cost_of_reference for row in own),
+            accuracies=tuple(row.accuracy for row in own),
+        )
+        for (budget, method), own in sorted(_groups(rows), key=place)
+    ]
+
+
+def title(method: str) -> str:
+    """Returns a method's name in legends: that of its family.
+
+    Example:
+      >>> title("uniform_int3"), title("sensitivity_kl_untrained"), title("new_one")
+      ('uniform', 'by sensitivity (kl), untrained', 'new one')
+    """
+    kind, measure = _kind(method)
+    return TITLES.get(kind, kind.replace("_", " ")).format(measure)
+
+
+def _kind(method: str) -> tuple[str, str]:
+    """A method's entry in TITLES, and the measure of a sensitivity."""
+    family, _ = split_method(method)
+    match = re.fullmatch(r"sensitivity_([a-z]+)(_untrained)?", family)
+    if match is None:
+        return family, ""
+    return f"sensitivity{match[2] or ''}", match[1]
+
+
+def _note(method: str) -> str:
+    family, member = split_method(method)
+    return member if family in OWN_COST else ""
+
+
+def _groups(
+    rows: Sequence[Row],
+) -> list[tuple[tuple[float | None, str], list[Row]]]:
+    """Rows by budget and method, in the order of the table."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row.budget, row.method].append(row)
+
+    def order(item):
+        (budget, method), own = item
+        accuracy = statistics.mean(row.accuracy for row in own)
+        return (-1.0 if budget is None else budget), -accuracy, method
+
+    return sorted(groups.items(), key=order)
