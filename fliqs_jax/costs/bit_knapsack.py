@@ -11,8 +11,9 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-# Partial choices carried on at once, and looked at in all: about half a second.
-_WIDTH, _MOST_LOOKED_AT = 10_000, 1_500_000
+# Partial choices carried on at once, and looked at in all. A narrow search is often
+# complete; if not, what it finds lets the wide one leave out more.
+_NARROW, _WIDE = (1_000, 300_000), (20_000, 1_500_000)
 # Part of the best loss by which a better choice must win to be looked for, and part of
 # a step's gain that is rounding.
 _TOLERANCE, _ROUNDING = 1e-12, 1e-15
@@ -36,10 +37,10 @@ def best_steps(
     capacity left. Quantizers are let depart one after another, those first whose
     departure costs least per weight; partial choices end where another is as light and
     gains as much, or where even what is left to depart cannot better the best choice.
-    Where more than 10,000 partial choices are left undecided, or 1.5 million have been
-    looked at, the rest is a beam search: that takes dozens of quantizers whose gains
-    are in proportion to their weights, and then there are many choices all but equal
-    to the bound.
+    Where more than 20,000 partial choices are left undecided, or 1.5 million have been
+    looked at (half a second), the rest is a beam search: that takes dozens of
+    quantizers whose gains are in proportion to their weights, and then there are many
+    choices all but equal to the bound.
 
     Args:
       gains: g, of each further step, positive and falling along K.
@@ -64,7 +65,11 @@ def best_steps(
     if (found := multiplier * left) < best:
         start, best = steps, found
     search = _Search(weights, multiplier, steps, left, departures)
-    return search.run(start, best)
+    for width, most in (_NARROW, _WIDE):
+        start, best, complete = search.run(start, best, width, most)
+        if complete:
+            break
+    return start
 
 
 def _linear_relaxation(
@@ -129,14 +134,22 @@ class _Search:
             for side in (up, down)
         )
 
-    def run(self, choice: np.ndarray, best: float) -> np.ndarray:
-        """Returns the best choice; `choice` loses `best`."""
+    def run(
+        self, choice: np.ndarray, best: float, width: int, most: int
+    ) -> tuple[np.ndarray, float, bool]:
+        """Searches for a choice that loses less than `best`, which `choice` loses.
+
+        Returns:
+          The best choice known, what it loses, and whether there is no better one.
+        """
         left, losses = np.array([self.left]), np.zeros(1)
-        history, looked_at = [], 0
+        history, looked_at, complete = [], 0, True
         for number, row in enumerate(self.order):
             rounding = _ROUNDING * self.multiplier * self.weights[row]
-            if best <= rounding or looked_at > _MOST_LOOKED_AT:
-                break
+            if best <= rounding:
+                return choice, best, True
+            if looked_at > most:
+                return choice, best, False
             own, count = self.departures[row], len(left)
             allowed = np.flatnonzero(own < best)
             moves = self.weights[row] * (allowed - self.steps[row])
@@ -144,15 +157,22 @@ class _Search:
             losses = (losses + own[allowed][:, None]).ravel()
             looked_at += len(left)
 
-            complete = np.where(left >= 0, losses + self.multiplier * left, np.inf)
-            winner = int(complete.argmin())
-            if complete[winner] < best:
-                best = float(complete[winner])
+            totals = np.where(left >= 0, losses + self.multiplier * left, np.inf)
+            winner = int(totals.argmin())
+            if totals[winner] < best:
+                best = float(totals[winner])
                 move, parent = divmod(winner, count)
                 choice = self._trace(history, parent)
                 choice[row] = allowed[move]
 
-            kept = self._kept(left, losses, best, number)
+            kept, bounds = self._worth_extending(left, losses, best, number)
+            if len(kept) > width:
+                complete = False
+                far = abs(left[kept])
+                near = np.flatnonzero(far <= max(far.min(), 2 * self.weights.max()))
+                spread = near[np.linspace(0, len(near) - 1, width // 2).astype(int)]
+                promising = np.argsort(bounds[kept], kind="stable")[: width // 2]
+                kept = kept[np.union1d(promising, spread)]
             if not len(kept):
                 break
             left, losses = left[kept], losses[kept]
@@ -160,10 +180,10 @@ class _Search:
             history.append(
                 (row, parent.astype(np.int32), allowed[move].astype(np.int8))
             )
-        return choice
+        return choice, best, complete
 
-    def _kept(self, left, losses, best, number) -> np.ndarray:
-        """Indices of the partial choices worth extending, the lightest first."""
+    def _worth_extending(self, left, losses, best, number):
+        """Indices of partial choices to extend, the heaviest last; all their bounds."""
         bounds = losses + np.where(
             left >= 0,
             left * min(self.up_rest[number], self.multiplier),
@@ -174,13 +194,7 @@ class _Search:
         alive = alive[np.argsort(-left[alive], kind="stable")]
         short = losses[alive] + self.multiplier * left[alive]
         before = np.minimum.accumulate(np.append(np.inf, short[:-1]))
-        alive = alive[short < before]
-        if len(alive) <= _WIDTH:
-            return alive
-        near = np.flatnonzero(abs(left[alive]) <= 2 * self.weights.max())
-        spread = near[np.linspace(0, len(near) - 1, _WIDTH // 2).astype(int)]
-        promising = np.argsort(bounds[alive], kind="stable")[: _WIDTH // 2]
-        return alive[np.union1d(promising, spread)]
+        return alive[short < before], bounds
 
     def _trace(self, history, state: int) -> np.ndarray:
         choice = self.steps.copy()
