@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantized_model.weights import site_sums
 from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import cross_entropy
 
@@ -75,6 +76,7 @@ def probed_diagonal(
 def hessian_traces(
     classifier: Classifier,
     state: TrainedState,
+    sites: Sequence[Site],
     batches: Sequence[dict],
     *,
     seed: int = 0,
@@ -94,6 +96,7 @@ def hessian_traces(
     Args:
       classifier: the network; it runs in evaluation mode, without quantization.
       state: its trained float variables.
+      sites: those of the network, from `image_sites`.
       batches: dicts with uint8 `image` [B, H, W, C] and int32 `label` [B]; at least
         one. A batch of another size compiles anew.
       seed: of the probes.
@@ -102,7 +105,7 @@ def hessian_traces(
       most_probes: P at most, at least 2.
 
     Returns:
-      Traces in the order of the network's sites, in nats per squared unit of weight; 0
+      Traces in the order of the sites, in nats per squared unit of weight; 0
       for a site without weights (an attention product).
 
     Raises:
@@ -118,7 +121,7 @@ def hessian_traces(
         raise ValueError(f"most_probes must be at least 2, got {most_probes}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
-    groups = riding.group_sites(classifier.quantized.sites)
+    groups = riding.group_sites(sites)
 
     @jax.jit
     def probe(state, images, labels, key):
@@ -136,7 +139,7 @@ def hessian_traces(
             sums = probe(state, batch["image"], batch["label"], key)
             share = len(batch["image"]) / examples
             total = total + share * np.asarray(sums, np.float64)
-        rounds.append(_check_finite(total, classifier))
+        rounds.append(_check_finite(total, sites))
         mean = np.mean(rounds, axis=0)
         if len(rounds) >= _LEAST_PROBES:
             converged = bool((abs(mean - previous) <= tolerance * abs(previous)).all())
@@ -154,6 +157,7 @@ def hessian_traces(
 def fisher_traces(
     classifier: Classifier,
     state: TrainedState,
+    sites: Sequence[Site],
     batches: Sequence[dict],
     *,
     examples_at_once: int = 16,
@@ -170,12 +174,13 @@ def fisher_traces(
     Args:
       classifier: the network; it runs in evaluation mode, without quantization.
       state: its trained float variables.
+      sites: those of the network, from `image_sites`.
       batches: dicts with uint8 `image` [B, H, W, C] and int32 `label` [B]; at least
         one.
       examples_at_once: whose gradients of all weights are in memory together.
 
     Returns:
-      Traces in the order of the network's sites, float64; 0 for a site without weights.
+      Traces in the order of the sites, float64; 0 for a site without weights.
 
     Raises:
       ValueError: as `hessian_traces`.
@@ -187,7 +192,7 @@ def fisher_traces(
         raise ValueError("batches must hold at least one batch, got none")
     if examples_at_once < 1:
         raise ValueError(f"examples_at_once must be at least 1, got {examples_at_once}")
-    groups = riding.group_sites(classifier.quantized.sites)
+    groups = riding.group_sites(sites)
 
     @jax.jit
     def chunk_sums(state, images, labels):
@@ -209,7 +214,7 @@ def fisher_traces(
             sums = chunk_sums(state, batch["image"][chunk], batch["label"][chunk])
             total = total + np.asarray(sums, np.float64)
         examples += len(batch["image"])
-    return _check_finite(total / examples, classifier)
+    return _check_finite(total / examples, sites)
 
 
 def _loss_of_weights(classifier, state, groups, images, labels):
@@ -229,11 +234,10 @@ def _unboxed(state: TrainedState) -> TrainedState:
     return state.replace(params=nn.meta.unbox(state.params))
 
 
-def _check_finite(traces: np.ndarray, classifier: Classifier) -> np.ndarray:
+def _check_finite(traces: np.ndarray, sites: Sequence[Site]) -> np.ndarray:
     for index in np.flatnonzero(~np.isfinite(traces)):
-        path = classifier.quantized.sites[index].path
         raise ValueError(
-            f"the trace of {path!r} is {traces[index]}: the network's weights or logits"
-            " are not finite"
+            f"the trace of {sites[index].path!r} is {traces[index]}: the network's"
+            " weights or logits are not finite"
         )
     return traces
