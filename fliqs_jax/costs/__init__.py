@@ -6,6 +6,13 @@ from fliqs_jax.costs.allocation import (
     monotone_values,
     total_value,
 )
+from fliqs_jax.costs.bit_allocation import (
+    RelaxedBits,
+    allocate,
+    noise_objective,
+    relax,
+    relaxed_gap,
+)
 from fliqs_jax.costs.budget import (
     check_feasible,
     check_target,
@@ -45,8 +52,10 @@ __all__ = [
     "JointChoice",
     "LatencyTable",
     "Measurement",
+    "RelaxedBits",
     "SiteCost",
     "SiteFilter",
+    "allocate",
     "allocate_exact",
     "allocate_greedy",
     "average_activation_bits",
@@ -63,8 +72,11 @@ __all__ = [
     "model_bits",
     "monotone_values",
     "most_probable_within",
+    "noise_objective",
     "policy_cost",
     "random_policies_of_equal_cost",
+    "relax",
+    "relaxed_gap",
     "site_activation_size",
     "site_bops",
     "site_cost_where",
