@@ -35,8 +35,11 @@ def run() -> None:
     """Loads, evaluates, prints."""
     model = None
     if FLAGS.factory is not None:
-        classes = read_json(f"{FLAGS.workdir}/config.json")["network"]["num_classes"]
-        model = common.user_model(FLAGS.factory, num_classes=classes)
+        made = read_json(f"{FLAGS.workdir}/config.json")["network"]
+        options = made.get("options", {})
+        model = common.user_model(
+            FLAGS.factory, num_classes=made["num_classes"], **options
+        )
     network = fq.load_network(FLAGS.workdir, model)
     config = read_json(f"{FLAGS.workdir}/config.json")
     data = fq.load_dataset(

@@ -130,7 +130,9 @@ def load_float(
                 " experiments.fliqs --policy=fp32 trains it"
             )
     images = jnp.zeros((1, *dataset.train.image_shape))
-    init = functools.partial(model.init, **training_arguments(model, train=False))
+    # A QuantizedModel has init for NNX models, too.
+    init = fq.QuantizedModel(model).init
+    init = functools.partial(init, **training_arguments(model, train=False))
     variables = fit_variables(
         fq.load_variables(FLAGS.init_from),
         jax.jit(init)(jax.random.key(0), images),

@@ -139,7 +139,8 @@ def find_sites(
     are the layers of the class `nn.MultiHeadDotProductAttention` and its subclasses. A
     layer whose `attention_fn` does not take its einsums as arguments, or a model that
     computes attention by its own `jnp.einsum`, has no such sites. They are found in
-    linen models only.
+    linen models only. A model with `decode=True` is given one token, as in each of its
+    steps; the products then count a cache of one token.
 
     Args:
       model: a `flax.linen.Module` or `flax.nnx.Module`; its sites are layers of the

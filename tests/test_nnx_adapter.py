@@ -121,7 +121,7 @@ def test_what_only_linen_models_have_is_refused():
     quantized = QuantizedModel(linear(4, 2))
     space = SearchSpace(quantized.sites(struct(2, 4)), ["int4", "int8"])
     classifier = Classifier(quantized=quantized, mean=(0.0,), std=(1.0,))
-    with pytest.raises(TypeError, match="linen models only, but Linear is an NNX"):
+    with pytest.raises(ValueError, match="linen models only, but Linear is an NNX"):
         FisherMeter(
             classifier, TrainedState({}, {}), space, init_calibration(space), []
         )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from fliqs_jax.formats import stack_formats
@@ -255,6 +256,21 @@ class Loops(nn.Module):
         return nn.jit(nn.Dense)(2, name="last")(y.sum(0))
 
 
+class Twice(nn.Module):
+    layer: nn.Module
+
+    def __call__(self, x):
+        return self.layer(self.layer(x))
+
+
+class NnxTwice(nnx.Module):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, x):
+        return self.layer(self.layer(x))
+
+
 def test_observed_extremes_of_loops_are_maxima_over_the_steps():
     x, model = 3.0 * normal(0, 5, 4), Loops()
     variables = jax.jit(model.init)(jax.random.key(0), x)
@@ -278,6 +294,22 @@ def test_observed_extremes_of_loops_are_maxima_over_the_steps():
     assert seen.absmax[1] == pytest.approx(last, rel=1e-5)
     np.testing.assert_allclose(seen.samples[1], jnp.sort(steps[3].ravel()), rtol=1e-4)
     assert seen.absmax[2] == seen.absmax[3]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "layer"),
+    [(Twice, nn.Dense), (NnxTwice, functools.partial(nnx.Linear, 3, rngs=nnx.Rngs(0)))],
+    ids=["linen", "nnx"],
+)
+def test_observed_extremes_of_two_calls_need_no_jit(wrapper, layer):
+    flip = lambda key, shape, dtype: -2.0 * jnp.eye(*shape)  # noqa: E731
+    qm = QuantizedModel(wrapper(layer(3, use_bias=False, kernel_init=flip)))
+    x = jnp.array([[1.0, -2.0, 0.5]])
+    seen = qm.observe(qm.init(jax.random.key(0), x), x, num_samples=3)
+    # The second call gets [-2, 4, -1].
+    assert (float(seen.absmax[0]), float(seen.minimum[0])) == (4.0, -2.0)
+    assert float(seen.mean_square[0]) == pytest.approx((5.25 + 21.0) / 6)
+    np.testing.assert_allclose(seen.samples[0], [-2.0, -0.25, 2.5])
 
 
 def test_samples_meet_every_channel():

@@ -56,7 +56,7 @@ class QuantizedModel:
     key and value as weights, with one scale a tensor, or where clips are given, one
     scale an example (RMS and maximum over its positions, heads and components). The
     query is quantized after its division by the root of the head size, the
-    probabilities after dropout.
+    probabilities after dropout. Layers with `decode=True` take them without clips only.
 
     Args:
       model: the linen or NNX module.
@@ -220,6 +220,8 @@ class QuantizedModel:
         if axes:
             zeros = lax.pcast(zeros, tuple(axes), to="varying")
         results, pull_back = jax.vjp(outputs, zeros)
+        # Outside jit, JAX cannot add the extended dtype that maxima have.
+        pull_back = jax.jit(pull_back, inline=True)
         (statistics,) = pull_back([jnp.zeros_like(x) for x in results])
         return observations.read_leaves(statistics, groups)
 
@@ -234,6 +236,7 @@ class QuantizedModel:
         def contract(layer, name, einsum, equation, first, second):
             (first,) = change([first], layer, name)
             if (row := _row(layer, _SECOND_FORMAT, name)) is not None:
+                _check_not_decoding(layer, name, row)
                 second = quantize_second_operand(
                     second, row, clip_gradient=self.clip_gradient
                 )
@@ -320,6 +323,18 @@ def _leaf(layer: SiteLayer, name: str, product: str | None) -> Any:
 def _row(layer: SiteLayer, name: str, product: str | None) -> Any:
     leaf = _leaf(layer, name, product)
     return None if leaf is None else leaf.reshape(-1)
+
+
+def _check_not_decoding(layer: SiteLayer, name: str, row: Any) -> None:
+    _, clip = riding.unpack_format(row)
+    if clip is not None and layer.module.decode:
+        # The RMS would count the empty places of the cache as zeros.
+        raise ValueError(
+            f"attention product '{layer.path}/{name}': a clip is relative to the keys"
+            " or values of all positions, which a layer with decode=True has not seen"
+            " yet: leave out the clips of the formats, or give QuantizedModel the sites"
+            " without attention products"
+        )
 
 
 def _static_key(leaf: Any) -> Any:

@@ -32,6 +32,29 @@ from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import cross_entropy
 
 
+def check_estimable(model: nn.Module | NnxModel, space: SearchSpace) -> None:
+    """Raises unless `FisherMeter` can serve the model and space.
+
+    Args:
+      model: from `as_model`.
+      space: decisions and options.
+
+    Raises:
+      ValueError: if the model is an NNX model, or there are attention products.
+    """
+    if isinstance(model, NnxModel):
+        raise ValueError(
+            f"the Fisher estimate is of linen models only, but {model.name} is an NNX"
+            " model: measure by running the network (loss, kl or mse)"
+        )
+    if products := [site.path for site in space.sites if site.product]:
+        raise ValueError(
+            f"the Fisher estimate has no place for attention products such as"
+            f" {products[0]!r}: measure by running the network (loss, kl or mse),"
+            " or leave attention_products out"
+        )
+
+
 class FisherMeter:
     r"""Estimates the loss change of every option to second order, from gradients.
 
@@ -78,22 +101,12 @@ class FisherMeter:
         *,
         examples_at_once: int = 16,
     ):
-        if isinstance(model := classifier.quantized.model, NnxModel):
-            raise TypeError(
-                f"the Fisher estimate is of linen models only, but {model.name} is an"
-                " NNX model: measure by running the network (loss, kl or mse)"
-            )
+        check_estimable(classifier.quantized.model, space)
         if not batches:
             raise ValueError("batches must hold at least one batch, got none")
         if examples_at_once < 1:
             raise ValueError(
                 f"examples_at_once must be at least 1, got {examples_at_once}"
-            )
-        if products := [site.path for site in space.sites if site.product]:
-            raise ValueError(
-                f"the Fisher estimate has no place for attention products such as"
-                f" {products[0]!r}: measure by running the network (loss, kl or mse),"
-                " or leave attention_products out"
             )
         self.compile_count = 0
         self._space = space

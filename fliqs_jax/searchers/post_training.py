@@ -37,7 +37,7 @@ from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import sensitivity_table, write_sensitivity_plot
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.calibration import calibrated_formats, unsigned_inputs
-from fliqs_jax.searchers.fisher import FisherMeter
+from fliqs_jax.searchers.fisher import FisherMeter, check_estimable
 from fliqs_jax.searchers.network import save_network
 from fliqs_jax.searchers.results import (
     SearchResult,
@@ -134,11 +134,13 @@ def allocate_formats(
 
     Raises:
       ValueError: before anything is measured, if an argument is out of range, the
-        budget out of reach, or the workdir another run's. Also if the network's
-        outputs are not finite.
+        budget out of reach, the measure not for such a model, or the workdir another
+        run's. Also if the network's outputs are not finite.
     """
     costs = cost_table(space, cost)
     check_target(costs, cost_target, cost_reference)
+    if settings.measure == "fisher":
+        check_estimable(QuantizedModel(model).model, space)
     reference = costs.reference(cost_reference)
     target = cost_target * reference
     identity = {

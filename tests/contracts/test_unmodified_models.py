@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from public_cases import PUBLIC
 from small_models import SMALL
-from unmodified import Run, flat_kernels, inputs_by_path, site_of, unrolled_params
+from unmodified import (
+    Run,
+    exact_jit,
+    flat_kernels,
+    inputs_by_path,
+    site_of,
+    unrolled_params,
+)
 
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.sites import find_sites
@@ -108,7 +115,7 @@ def test_gradient_reaches_every_weight(run):
 
 
 def test_observed_inputs_are_those_of_the_sites(run):
-    @jax.jit
+    @exact_jit
     def observe(variables):
         return run.quantized.observe(
             variables, *run.inputs, num_samples=64, **run.arguments

@@ -150,6 +150,33 @@ def test_policy_can_be_trained(finished, tmp_path):
     )
 
 
+NNX = ("--model=nnx_factories:digits_classifier", "--model_options=width=24")
+
+
+@pytest.mark.slow
+def test_nnx_model_of_a_users_factory_from_training_to_evaluation(tmp_path, capsys):
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    launch(sensitivity, *SMALL, *NNX, f"--workdir={whole}")
+    assert summary_of(whole)["cost_ratio"] <= 1.0
+    assert summary_of(whole)["accuracy"] > 0.6  # chance is 0.1
+    assert set(fq.Policy.load(whole / "policy.json")) == {"first", "head"}
+    start = f"--init_from={whole}/float"
+    launch(sensitivity, *SMALL, *NNX, start, f"--workdir={other}")
+    policies = [(run / "policy.json").read_text() for run in (whole, other)]
+    assert policies[0] == policies[1]
+    capsys.readouterr()
+    factory = "--factory=nnx_factories:digits_classifier"
+    launch(evaluate, f"--workdir={other}", factory)
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"] == pytest.approx(summary_of(other)["accuracy"])
+
+
+def test_fisher_of_an_nnx_model_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="of linen models only, but Classifier is"):
+        launch(sensitivity, *SMALL, *NNX, "--measure=fisher", f"--workdir={tmp_path}")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -1,6 +1,7 @@
 """Rows of the contract on unmodified models, and what a promise needs of them."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,13 @@ from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 
 Inputs = Callable[[jax.Array], tuple[jax.Array, ...]]  # key -> arguments, batch of two
+
+
+# XLA may leave out a rounding to bfloat16 between two operations: of two programs, in
+# one alone.
+exact_jit = functools.partial(
+    jax.jit, compiler_options={"xla_allow_excess_precision": False}
+)
 
 
 def floats(*shape: int) -> Inputs:
@@ -96,7 +104,7 @@ def inputs_by_path(run: Run) -> dict[str, list[np.ndarray]]:
     """The inputs of each site, recorded without any of our machinery."""
     params, model = unrolled_params(run), run.case.unrolled or run.case.model
 
-    @jax.jit
+    @exact_jit
     def recorded():
         seen = {}
 
@@ -115,7 +123,8 @@ def inputs_by_path(run: Run) -> dict[str, list[np.ndarray]]:
             model.apply(variables, *run.inputs, **run.arguments)
         return seen
 
-    return jax.tree.map(np.asarray, recorded())
+    # float32: what the tests compute from bfloat16 would be rounded to it.
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), recorded())
 
 
 def site_of(path: str, case: Case) -> str:

@@ -155,13 +155,12 @@ class Transformer(nn.Module):
         return nn.Dense(self.vocabulary, use_bias=False, name="logits")(y)
 
     def stack(self, layer, name, x, *context):
-        layer = nn.remat(layer, prevent_cse=not self.scan_layers)
         if not self.scan_layers:
             for i in range(self.num_layers):
                 x, _ = layer(self.num_heads, name=f"{name}_{i}")(x, *context)
             return x
         scanned = nn.scan(
-            layer,
+            nn.remat(layer, prevent_cse=False),
             variable_axes={"params": 1},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
