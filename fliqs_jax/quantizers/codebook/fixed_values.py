@@ -4,6 +4,8 @@ Where a weight is midway between two values, `fixed` takes the lower one; the cl
 forms round as published (0 to +1, and +-1/2 outwards). The error is the same.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Num
 
@@ -15,7 +17,9 @@ from fliqs_jax.quantizers.codebook.value import (
 )
 
 
-def fixed(w: Num[ArrayLike, "*S"], codebook: Num[ArrayLike, "K"]) -> Codebook:
+def fixed(
+    w: Num[ArrayLike, "*S"], codebook: Num[ArrayLike, "K"] | Sequence[float | int]
+) -> Codebook:
     r"""Gives each weight the nearest of given values.
 
     .. math:: q_i = \arg\min_{c \in C} |w_i - c|

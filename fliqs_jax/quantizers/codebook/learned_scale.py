@@ -1,6 +1,7 @@
 """Codebooks of fixed values times one learned scale, a >= 0; the optimum, exactly."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from fliqs_jax.quantizers.codebook.value import (
     as_weights,
     nearest,
     normalized,
+    running_sums,
+    without_minus_zero,
 )
 
 
@@ -84,7 +87,7 @@ def _ternary_scaled(w: Float[Array, "*S"]) -> Codebook:
     scale = jnp.zeros(())
     if w.size:
         counts = jnp.arange(1, w.size + 1, dtype=jnp.float32)
-        sums = jnp.cumsum(jnp.sort(jnp.abs(units), axis=None, descending=True))
+        sums = running_sums(jnp.sort(jnp.abs(units), axis=None, descending=True))
         best = jnp.argmax(sums / jnp.sqrt(counts))
         levels = np.array([-1, 0, 1], np.float32)
         scale = _refine(units.reshape(-1), levels, sums[best] / counts[best])
@@ -93,7 +96,9 @@ def _ternary_scaled(w: Float[Array, "*S"]) -> Codebook:
     return Codebook(values, 1 + jnp.where(units < 0, -rank, rank), num_fitted=1)
 
 
-def scaled(w: Num[ArrayLike, "*S"], codebook: Num[ArrayLike, "K"]) -> Codebook:
+def scaled(
+    w: Num[ArrayLike, "*S"], codebook: Num[ArrayLike, "K"] | Sequence[float | int]
+) -> Codebook:
     r"""Gives each weight the nearest of given values times the best common scale.
 
     .. math:: \min_{a \ge 0, \, q_i \in C} \sum_i (w_i - a q_i)^2
@@ -141,7 +146,7 @@ def _scaled(w: Float[Array, "*S"], codebook: tuple[float, ...]) -> Codebook:
     units, unit = normalized(w)
     flat = units.reshape(-1)
     scale = _refine(flat, values, _sweep(flat, values))
-    values = unit * (scale / largest) * jnp.array(codebook) + 0.0
+    values = without_minus_zero(unit * (scale / largest) * jnp.array(codebook))
     return Codebook(values, nearest(w, values), num_fitted=1)
 
 
@@ -171,8 +176,8 @@ def _sweep(w: Float[Array, "P"], values: np.ndarray) -> Float[Array, ""]:
         num_keys=1,
     )
     first = by_side(start)
-    product = jnp.cumsum(jnp.concatenate([jnp.sum(w * first)[None], product]))
-    square = jnp.cumsum(jnp.concatenate([jnp.sum(first * first)[None], square]))
+    product = running_sums(jnp.concatenate([jnp.sum(w * first)[None], product]))
+    square = running_sums(jnp.concatenate([jnp.sum(first * first)[None], square]))
     usable = (product > 0) & (square > 0)
     scales = jnp.where(usable, product / jnp.where(usable, square, 1.0), 0.0)
     return scales[jnp.argmax(scales * product)]

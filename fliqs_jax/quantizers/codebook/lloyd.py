@@ -1,12 +1,13 @@
 """k-means of weights by Lloyd's iteration: compiled, warm-started, a local optimum."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
+from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 from fliqs_jax.quantizers.codebook.value import (
     Codebook,
@@ -14,6 +15,8 @@ from fliqs_jax.quantizers.codebook.value import (
     midpoints,
     nearest,
     normalized,
+    running_sums,
+    without_minus_zero,
 )
 
 
@@ -26,7 +29,7 @@ def check_size(k: int) -> None:
 def kmeans(
     w: Num[ArrayLike, "*S"],
     k: int,
-    init: Num[ArrayLike, "K"] | None = None,
+    init: Num[ArrayLike, "K"] | Sequence[float | int] | None = None,
     *,
     num_starts: int = 10,
     seed: int = 0,
@@ -101,8 +104,9 @@ def _kmeans(w, init, seed, max_iterations, *, k, num_starts):
     else:
         # The middles of K equal parts; for the other starts see _spread.
         middles = ((np.arange(k) + 0.5) / k * w.size).astype(np.int32)
-        keys = jax.random.split(jax.random.key(seed), num_starts - 1)
-        spread = lax.map(lambda key: _spread(points, key, k), keys)
+        # One draw for all starts: random bits are most of what compiles.
+        uniforms = jax.random.uniform(jax.random.key(seed), (num_starts - 1, k))
+        spread = lax.map(functools.partial(_spread, points), uniforms)
         starts = jnp.concatenate([points[middles][None], spread])
 
         def solve(start):
@@ -112,28 +116,30 @@ def _kmeans(w, init, seed, max_iterations, *, k, num_starts):
 
         solutions, errors = lax.map(solve, starts)
         values = solutions[jnp.argmin(errors)]
-    values = values * unit + 0.0  # never minus zero
+    values = without_minus_zero(values * unit)
     return Codebook(values, nearest(w, values), num_fitted=k)
 
 
-def _spread(points: Float[Array, "P"], key: Key[Array, ""], k: int):
-    """Draws K start values, each with probability in proportion to the squared distance
-    from those before it (k-means++); never one twice while there are others."""
+def _spread(
+    points: Float[Array, "P"], uniforms: Float[Array, "K"]
+) -> Float[Array, "K"]:
+    """Draws start values by uniform numbers in [0, 1), as k-means++ does.
 
-    def draw(distance, key):
-        cumulative = jnp.cumsum(distance * distance)
-        threshold = jax.random.uniform(key) * cumulative[-1]
-        eligible = (cumulative > threshold) & (distance > 0)
+    Each value is drawn with probability in proportion to its squared distance from
+    those before it; none twice while there are others.
+    """
+
+    def draw(distance, uniform):
+        cumulative = running_sums(distance * distance)
+        eligible = (cumulative > uniform * cumulative[-1]) & (distance > 0)
         # None is where squares underflow: the farthest, then.
         index = jnp.where(eligible.any(), jnp.argmax(eligible), jnp.argmax(distance))
         value = points[index]
         return jnp.minimum(distance, jnp.abs(points - value)), value
 
-    # Before the first draw all points are as likely.
-    first_key, *_ = keys = jax.random.split(key, k)
-    first = points[jax.random.randint(first_key, (), 0, len(points))]
-    _, others = lax.scan(draw, jnp.abs(points - first), keys[1:])
-    return jnp.sort(jnp.concatenate([first[None], others]))
+    first = points[(uniforms[0] * len(points)).astype(jnp.int32)]
+    _, others = lax.scan(draw, jnp.abs(points - first), uniforms[1:])
+    return jnp.sort(jnp.append(first, others))
 
 
 def _prefix_sums(points: Float[Array, "P"]) -> Float[Array, "2 Q"]:
@@ -142,8 +148,8 @@ def _prefix_sums(points: Float[Array, "P"]) -> Float[Array, "2 Q"]:
     A cluster's sum is a difference of two prefix sums that may be far larger than it:
     in float32 the loss would move the values of small clusters.
     """
-    sums = jnp.cumsum(jnp.concatenate([jnp.zeros(1), points]))
-    lost = jnp.cumsum(points - jnp.diff(sums))
+    sums = running_sums(jnp.concatenate([jnp.zeros(1), points]))
+    lost = running_sums(points - jnp.diff(sums))
     return jnp.stack([sums, jnp.concatenate([jnp.zeros(1), lost])])
 
 

@@ -1,6 +1,7 @@
 """What a codebook is, and the rule that gives every weight its nearest value."""
 
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -68,7 +69,7 @@ def as_weights(w: Num[ArrayLike, "*S"]) -> Float[Array, "*S"]:
     return w
 
 
-def as_values(codebook: Num[ArrayLike, "K"]) -> np.ndarray:
+def as_values(codebook: Num[ArrayLike, "K"] | Sequence[float | int]) -> np.ndarray:
     """Returns the values of a fixed codebook ascending, NumPy float32, checked."""
     if isinstance(codebook, jax.core.Tracer):
         raise TypeError(
@@ -96,8 +97,7 @@ def midpoints(values: Float[Array, "K"]) -> Float[Array, "J"]:
 def nearest(w: Float[Array, "*S"], values: Float[Array, "K"]) -> Int[Array, "*S"]:
     """Returns the index of the value nearest to each weight, int32.
 
-    A weight midway between two values goes to the lower one, and of equal values the
-    first counts.
+    A weight midway between two values goes to the lower one.
     """
     # Comparing with all borders beats a binary search while they are few.
     method = "compare_all" if len(values) <= 16 else "scan"
@@ -115,3 +115,24 @@ def normalized(
     largest = jnp.max(jnp.abs(w), initial=0.0)
     exponent = jnp.clip(floor_log2(largest), -100, 126)  # both powers are normal
     return w * power_of_two(-exponent), power_of_two(exponent)
+
+
+def without_minus_zero(values: Float[Array, "K"]) -> Float[Array, "K"]:
+    """Returns the values with 0 for -0 (adding 0 is what XLA leaves out)."""
+    return jnp.where(values == 0, 0.0, values)
+
+
+def running_sums(x: Float[Array, "P"]) -> Float[Array, "P"]:
+    """Returns the sums of the first 1...P numbers.
+
+    By products with a triangle of ones, block by block: compiles several times faster
+    than jnp.cumsum, which unrolls a tree of slices on CPU.
+    """
+    width = min(len(x), 128)
+    triangle = np.triu(np.ones((width, width), np.float32))
+    blocks = jnp.pad(x, (0, -len(x) % max(width, 1))).reshape(-1, width)
+    sums = jnp.matmul(blocks, triangle, precision="highest")
+    if len(blocks) > 1:
+        before = running_sums(sums[:-1, -1])
+        sums += jnp.pad(before, (1, 0))[:, None]
+    return sums.reshape(-1)[: len(x)]
