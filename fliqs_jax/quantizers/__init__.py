@@ -1,4 +1,7 @@
-"""Quantizers: tensors onto format grids; scales, learned steps, blocks and clips."""
+"""Quantizers: tensors onto format grids; scales, learned steps, blocks and clips.
+
+Codebooks, whose values need no grid, are in `fliqs_jax.quantizers.codebook`.
+"""
 
 from fliqs_jax.quantizers.blocks import fake_quantize_blocks, mx_scale
 from fliqs_jax.quantizers.clips import best_clips, gaussian_clip_factors
