@@ -284,6 +284,11 @@ def test_empty_cluster_keeps_its_value_and_values_come_out_ascending():
     assert result.indices.tolist() == [0, 0, 1]
 
 
+def test_one_start_is_the_one_at_quantiles():
+    w = jnp.array([0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0])
+    assert kmeans(w, 2, num_starts=1).values.tolist() == [1.5, 11.5]
+
+
 def test_weights_midway_go_to_the_lower_value():
     w = jnp.array([-0.5, 0.5, 1.5])
     assert fixed(w, [-1.0, 0.0, 1.0, 2.0]).decode().tolist() == [-1.0, 0.0, 1.0]
