@@ -29,11 +29,13 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from fliqs_jax.costs import (
     CostTable,
+    allocate,
     allocate_exact,
     average_activation_bits,
     average_bits,
     check_feasible,
     monotone_values,
+    relax,
     storage_bits,
     total_value,
 )
@@ -56,6 +58,9 @@ from fliqs_jax.train.job import Hook
 from fliqs_jax.train.loop import TrainingDiverged
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys
+
+# Allocation as such: bits from sensitivities, sizes and a limit on the average.
+__all__ = ["BitState", "Clips", "QBitOpt", "Traces", "UpdateSteps", "allocate", "relax"]
 
 
 @flax.struct.dataclass
