@@ -101,15 +101,20 @@ def test_one_program_serves_all_bits(whole_run):
     assert whole_run[3].compile_count == 1
 
 
+@pytest.mark.slow
 def test_same_seed_same_course(digits, whole_run):
     state, options, losses, _ = run(
         make_search(digits), digits, mapping.make_mesh(), 14
     )
     np.testing.assert_array_equal(options, whole_run[1])
     np.testing.assert_array_equal(losses, whole_run[2])
-    jax.tree.map(np.testing.assert_array_equal, state.traces, whole_run[0].traces)
+    for one, other in zip(
+        jax.tree.leaves(state.traces), jax.tree.leaves(whole_run[0].traces), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_pmap_equals_shard_map(digits, whole_run):
     _, options, losses, _ = run(
         make_search(digits), digits, mapping.make_mesh(), 8, name="pmap"
@@ -119,14 +124,14 @@ def test_pmap_equals_shard_map(digits, whole_run):
 
 
 def test_one_device_measures_what_eight_do(digits):
+    # In fp32: the clips of low bits are means of those that each device asks for.
     traces = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = Mesh(np.array(devices), (mapping.AXIS,))
-        state = run(make_search(digits), digits, mesh, 2)[0]
-        traces.append(state.traces)
+        search = make_search(digits, formats=("int8", "fp32"), budget=16.0)
+        traces.append(run(search, digits, mesh, 2)[0].traces)
     for one, eight in zip(*map(jax.tree.leaves, traces), strict=True):
-        # Clips are means of those of the devices: alike to a rounding step.
-        np.testing.assert_allclose(one, eight, rtol=0.05)
+        np.testing.assert_allclose(one, eight, rtol=1e-3)
 
 
 def test_traces_are_those_of_each_examples_own_gradient(digits):
@@ -253,9 +258,10 @@ def test_range_stays_and_moments_start_anew(digits, fresh):
     after = search.reallocate(state, NOISE)
     assert (np.asarray(after.options) != np.asarray(state.options)).any()
     assert int(after.reallocations) == 1
-    jax.tree.map(np.testing.assert_array_equal, after.clips, clips)
-    fresh = search.clip_optimizer.init(clips)
-    jax.tree.map(np.testing.assert_array_equal, after.clip_opt_state[0], fresh[0])
+    np.testing.assert_array_equal(after.clips.weight, clips.weight)
+    np.testing.assert_array_equal(after.clips.activation, clips.activation)
+    for moment in jax.tree.leaves(after.clip_opt_state[0]):
+        assert not np.asarray(moment).any()
     assert int(after.clip_opt_state[1].count) == 3  # the schedule goes on
     back = search.reallocate(after, NOISE)
     assert back is after  # nothing to gain: nothing changes
