@@ -123,6 +123,7 @@ def test_pmap_equals_shard_map(digits, whole_run):
     np.testing.assert_array_equal(options, whole_run[1][:8])
 
 
+@pytest.mark.slow
 def test_one_device_measures_what_eight_do(digits):
     # In fp32: the clips of low bits are means of those that each device asks for.
     traces = []
@@ -315,6 +316,7 @@ def test_clips_learn(whole_run, digits):
     assert (np.asarray(clips.weight_clip) != np.asarray(best)).all()
 
 
+@pytest.mark.slow
 def test_damping_pulls_weights_to_their_grids(digits):
     distances = []
     for damping in (None, lambda step: 0.3):

@@ -1,0 +1,169 @@
+"""QBitOpt's launcher as a user runs it: outputs, budget, resume, mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import fliqs_jax as fq
+from experiments import evaluate, qbitopt
+from fliqs_jax.report import read_run
+from fliqs_jax.train.metrics import read_metrics
+
+SMALL = (
+    "--dataset=digits",
+    "--model=lenet300",
+    "--formats=int2,int3,int4,int8",
+    "--cost_target=0.2",
+    "--steps=60",
+    "--batch_size=32",
+    "--update_every=10",
+    "--log_every=5",
+    "--evaluate_every=30",
+    "--checkpoint_every=10",
+    "--learning_rate=0.05",
+)
+
+
+def launch(launcher, *arguments):
+    """Runs a launcher in this process with these flags and no others."""
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["launcher", *arguments])
+        launcher.run()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(qbitopt, *SMALL, f"--workdir={workdir}")
+    return workdir
+
+
+def test_a_run_leaves_the_promised_files_within_the_budget(finished):
+    names = {entry.name for entry in finished.iterdir()}
+    promised = {"policy.json", "summary.json", "metrics.jsonl", "report.html"}
+    assert promised | {"checkpoints"} <= names
+    summary = json.loads((finished / "summary.json").read_text())
+    for key in (
+        *("accuracy", "cost", "cost_target", "cost_ratio", "steps", "seconds"),
+        *("compile_count", "seed", "versions", "reallocations"),
+    ):
+        assert key in summary
+    assert summary["cost_ratio"] <= 1.0
+    assert summary["compile_count"] == 1
+    assert summary["reallocations"] >= 1
+    assert summary["accuracy"] > 0.7  # 60 steps; chance is 0.1
+    policy = fq.Policy.load(finished / "policy.json")
+    assert len(policy) == 3
+    rows = [row for row in read_metrics(finished) if row["kind"] == "train"]
+    assert all(row["cost_ratio"] <= 1.0 for row in rows)
+
+
+def test_report_shows_the_bits_over_time(finished):
+    trace = read_run(finished).probabilities
+    assert trace.certain and trace.values.shape[1:] == (6, 4)
+    np.testing.assert_array_equal(trace.values.sum(axis=2), 1.0)
+    report = (finished / "report.html").read_text()
+    assert "Bits of each decision over the training" in report
+    assert "it never exceeds the budget" in report
+    assert "Expected cost" not in report
+
+
+def test_network_loads_with_its_learned_clips(finished, capsys):
+    launch(evaluate, f"--workdir={finished}")
+    result = json.loads(capsys.readouterr().out)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert result["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
+
+
+def test_policy_found_can_be_trained_at(finished, tmp_path, capsys):
+    workdir = tmp_path / "again"
+    launch(qbitopt, *SMALL, f"--workdir={workdir}", f"--policy={finished}/policy.json")
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
+    assert len(notes) == 1 and "--update_every has no effect" in notes[0]
+    found, again = (
+        fq.Policy.load(folder / "policy.json") for folder in (finished, workdir)
+    )
+    assert found == again
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["updates"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("--cost_target=0.001",), "least reachable"),
+        (("--update_every=0",), "update_every must be at least 1"),
+        (("--frozen_fraction=1.5",), "frozen_fraction must be in"),
+        (("--trace_decay=1.0",), "trace_decay must be in"),
+        (("--damping=-1",), "damping must be 0 or more"),
+        (("--clip_learning_rate=-1",), "clip_learning_rate must be 0 or more"),
+        (("--first_last=int9x",), "int9x"),
+        (("--cost=mean_bits", "--cost_target=0.2"), "least reachable"),
+        (("--weights_only", "--separate"), "exclude each other"),
+    ],
+)
+def test_a_mistake_is_refused_before_training(changed, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        launch(qbitopt, *SMALL, f"--workdir={tmp_path / 'run'}", *changed)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--cost=mean_bits", "--cost_target=0.5", "--first_last=int8"),
+        ("--cost=size", "--cost_target=0.4", "--weights_only"),
+        ("--cost=activation_size", "--cost_target=0.4", "--rescale_range"),
+        ("--noseparate", "--damping=0.1"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_budget_is_kept(given, tmp_path):
+    short = ("--steps=40", "--evaluate_every=0", f"--workdir={tmp_path / 'run'}")
+    launch(qbitopt, *SMALL, *short, *given)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["cost_ratio"] <= 1.0
+
+
+def _subprocess(workdir):
+    command = [sys.executable, "-m", "experiments.qbitopt", *SMALL]
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    process = _subprocess(workdir)
+    deadline = time.monotonic() + 300
+    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = _subprocess(workdir)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "resumed at step" in output
+    timing = ("seconds", "steps_per_second")
+    rows = [
+        [
+            {k: v for k, v in row.items() if k not in timing}
+            for row in read_metrics(path)
+        ]
+        for path in (finished, workdir)
+    ]
+    assert rows[0] == rows[1]
