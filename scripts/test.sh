@@ -8,4 +8,5 @@ prepare_environment "[test]"
 ruff check .
 ruff format --check .
 lint-imports
-python -m pytest -q "$@"
+# A process a core, and each file in one: fixtures and compiled programs are shared there.
+python -m pytest -q -n auto --dist loadfile "$@"
