@@ -11,6 +11,7 @@ from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers import fake_quantize
 from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.bit_search import QBitOptSettings, search_bits
 from fliqs_jax.searchers.format_search import FliqsSettings, search_formats
 from fliqs_jax.searchers.network import Network, load_network
 from fliqs_jax.searchers.results import SearchResult
@@ -27,6 +28,7 @@ __all__ = [
     "Network",
     "OptimizerSettings",
     "Policy",
+    "QBitOptSettings",
     "QuantizedModel",
     "SearchResult",
     "SearchSpace",
@@ -45,6 +47,7 @@ __all__ = [
     "model_names",
     "parse_format",
     "register_site_type",
+    "search_bits",
     "search_formats",
     "stack_formats",
 ]
