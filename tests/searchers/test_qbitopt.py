@@ -19,7 +19,9 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.bit_search import damping_schedule
+from fliqs_jax.searchers.hutchinson import fisher_traces, hessian_traces
 from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
+from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.loop import Dispatcher, TrainingDiverged
@@ -36,9 +38,15 @@ def digits():
 
 
 def make_search(
-    digits, *, cost=costs.site_bops, budget=0.2, formats=FORMATS, **changed
+    digits,
+    *,
+    model=None,
+    cost=costs.site_bops,
+    budget=0.2,
+    formats=FORMATS,
+    **changed,
 ):
-    model = create_model("lenet300")
+    model = model or create_model("lenet300")
     sites = image_sites(model, digits.train.image_shape)
     space = SearchSpace(sites, formats, separate=True)
     table = costs.cost_table(space, cost)
@@ -389,3 +397,20 @@ def test_sensitivities_foretell_the_loss(digits):
     measured = [float(loss(jnp.asarray(options))) for options in candidates]
     foretold = [costs.total_value(values, options) for options in candidates]
     assert stats.spearmanr(measured, foretold).statistic >= 0.7
+
+
+@pytest.mark.slow
+def test_traces_collected_in_training_rank_weights_as_offline_estimates_do(digits):
+    search = make_search(
+        digits, model=create_model("resnet8", width=4), budget=0.9, formats=FORMATS
+    )
+    state, *_ = run(search, digits, mapping.make_mesh(), 200)
+    state = jax.tree.map(np.asarray, (state.params, state.model_state, state.traces))
+    trained, collected = TrainedState(*state[:2]), state[2].weight
+    source = batches(digits.train, batch_size=64, seed=7)
+    data = [source.batch(number) for number in range(4)]
+    offline = (search.classifier, trained, search.space.sites, data)
+    fisher = fisher_traces(*offline)
+    hessian = hessian_traces(*offline, most_probes=40).traces
+    for reference in (fisher, hessian):
+        assert stats.spearmanr(collected, reference).statistic >= 0.7
