@@ -15,7 +15,7 @@ from fliqs_jax.search_space import SearchSpace
 # int[N, D] -> bool[N, D], False where a decision has no effect in this vector
 Active = Callable[[np.ndarray], np.ndarray]
 
-_ENUMERABLE = 65_536  # vectors; smaller spaces are listed to find what is left of them
+_ENUMERABLE = 65_536  # vectors; no larger spaces are listed
 _DRAWS, _ROUNDS = 1024, 64  # at a time; rounds without anything new before giving up
 
 
@@ -64,6 +64,7 @@ class Decisions:
         self.names = names
         self.counts = np.asarray(counts, np.int64)
         self._active = active
+        self._everything = None  # listed once asked for
 
     def check(self, vectors, *, role: str) -> Int[np.ndarray, "N D"]:
         """Returns vectors as an int64 array if all are of this space.
@@ -127,6 +128,15 @@ class Decisions:
                 )
         return canonical
 
+    def everything(self) -> Int[np.ndarray, "N D"] | None:
+        """Returns all canonical vectors, or None if the space is too large to list."""
+        if np.prod(self.counts.astype(float)) > _ENUMERABLE:
+            return None
+        if self._everything is None:
+            grid = np.indices(self.counts).reshape(len(self.counts), -1).T
+            self._everything = np.unique(self.canonical(grid), axis=0)
+        return self._everything
+
     def unseen(
         self, count: int, *, seen: Sequence, random: np.random.Generator
     ) -> Int[np.ndarray, "M D"]:
@@ -141,9 +151,8 @@ class Decisions:
           random: a generator; the result depends on its state alone.
         """
         taken = {tuple(vector) for vector in np.asarray(seen).tolist()}
-        if np.prod(self.counts.astype(float)) <= _ENUMERABLE:
-            grid = np.indices(self.counts).reshape(len(self.counts), -1).T
-            everything = np.unique(self.canonical(grid), axis=0)
+        everything = self.everything()
+        if everything is not None:
             return select_new(random.permutation(everything), taken, count)
         found, barren = np.empty((0, len(self.counts)), np.int64), 0
         while len(found) < count and barren < _ROUNDS:

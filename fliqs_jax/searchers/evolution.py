@@ -1,6 +1,7 @@
 """NSGA-II over integer vectors, by pymoo: one real generation, or many on predictors.
 
-Not here: evaluating, and what is remembered between generations (`multi_objective`).
+pymoo is imported where it is used: it takes over a second, and only these searches
+need it. Not here: evaluating, and what is remembered between generations (`multi_objective`).
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from jaxtyping import Float, Int
 from fliqs_jax.searchers.decisions import Decisions, select_new
 from fliqs_jax.searchers.pareto import front
 
-_TRIES = 20  # matings in search of offspring that are new
-OPS = "ux"
+_TRIES = 20  # matings in search of children that are new
+_POPULATION = 100  # least size on predictors, where larger populations cost nothing
 
 
 def survive(
@@ -58,11 +59,20 @@ def mate(
       random: of tournaments, crossover and mutation.
     """
     from pymoo.core.population import Population
+    from pymoo.core.problem import Problem
+    from pymoo.operators.crossover.sbx import SBX
+    from pymoo.operators.mutation.pm import PM
 
-    algorithm = _nsga2(decisions, Population.new("X", parents, "F", values))
-    algorithm.setup(
-        _problem(decisions, values.shape[1]), seed=int(random.integers(2**31))
+    # As published; a rate of 0.02 changes nothing in most vectors of few decisions.
+    rate = max(0.02, 1 / len(decisions.counts))
+    algorithm = _nsga2(
+        decisions,
+        Population.new("X", parents, "F", values),
+        crossover=SBX(prob=0.9, eta=15),
+        mutation=PM(prob=1.0, prob_var=rate, eta=20),
     )
+    problem = Problem(**_bounds(decisions, values.shape[1]))
+    algorithm.setup(problem, seed=int(random.integers(2**31)))
     algorithm.tell(infills=algorithm.ask())
     children = np.empty((0, parents.shape[1]), np.int64)
     for _ in range(_TRIES):
@@ -85,44 +95,67 @@ def evolve(
 ) -> Int[np.ndarray, "N D"]:
     """Returns the best unseen candidates by predicted objectives.
 
-    NSGA-II runs on the predictions; of all that it met and that are new, the first
-    fronts are taken, the last of them by crowding.
+    NSGA-II runs on the predictions; of all that it met and that is new, the first
+    fronts are taken, the last of them by crowding. A space small enough to be listed is
+    predicted whole instead, which is what NSGA-II can reach at best.
 
     Args:
       decisions: the space.
       predict: from vectors [N, D] to predicted objectives [N, M].
-      start: the first population.
-      evaluations: of the predictors, in populations of the size of `start`.
+      start: in the first population; the rest of that is random.
+      evaluations: of the predictors.
       count: how many candidates.
       seen: canonical vectors that are no longer wanted.
       random: of everything that chance decides.
     """
-    from pymoo.core.population import Population
-    from pymoo.optimize import minimize
-
-    met: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def record(vectors):
+    vectors = decisions.everything()
+    if vectors is None:
+        size = max(_POPULATION, len(start))
+        drawn = decisions.unseen(size - len(start), seen=start, random=random)
+        vectors, values = _meet(
+            decisions,
+            predict,
+            np.concatenate([start, drawn]),
+            generations=max(1, evaluations // size),
+            seed=int(random.integers(2**31)),
+        )
+    else:
         values = predict(vectors)
-        met.append((vectors, values))
-        return values
-
-    num_objectives = predict(start[:1]).shape[1]
-    minimize(
-        _problem(decisions, num_objectives, record),
-        _nsga2(decisions, Population.new("X", start)),
-        ("n_gen", max(1, evaluations // len(start))),
-        seed=int(random.integers(2**31)),
-    )
-    vectors, values = (np.concatenate(part) for part in zip(*met, strict=True))
-    vectors, first = np.unique(vectors.astype(np.int64), axis=0, return_index=True)
-    values = values[first]
     new = [tuple(vector) not in seen for vector in vectors.tolist()]
     return _first_fronts(vectors[new], values[new], count)
 
 
+def _meet(decisions, predict, start, *, generations, seed):
+    """Returns the different vectors that NSGA-II meets, and their predictions."""
+    from pymoo.core.population import Population
+    from pymoo.core.problem import Problem
+    from pymoo.operators.crossover.ux import UX
+    from pymoo.optimize import minimize
+
+    met = []
+
+    class Predicted(Problem):
+        def _evaluate(self, vectors, out, *args, **kwargs):
+            out["F"] = predict(vectors)
+            met.append((vectors, out["F"]))
+
+    # Options have no order here, and 2 of them none to speak of: polynomial mutation
+    # would hardly ever leave the nearest integer, so decisions are drawn anew.
+    algorithm = _nsga2(
+        decisions,
+        Population.new("X", start),
+        crossover=UX(prob=0.9),
+        mutation=_redraw(decisions),
+    )
+    problem = Predicted(**_bounds(decisions, predict(start[:1]).shape[1]))
+    minimize(problem, algorithm, ("n_gen", generations), seed=seed)
+    vectors, values = (np.concatenate(part) for part in zip(*met, strict=True))
+    vectors, first = np.unique(vectors.astype(np.int64), axis=0, return_index=True)
+    return vectors, values[first]
+
+
 def _first_fronts(vectors, values, count) -> np.ndarray:
-    chosen = np.empty((0, vectors.shape[1]), np.int64)
+    chosen = vectors[:0]
     while len(vectors) and len(chosen) < count:
         best = front(values)
         kept = best[survive(values[best], count - len(chosen))]
@@ -131,53 +164,44 @@ def _first_fronts(vectors, values, count) -> np.ndarray:
     return chosen
 
 
-def _problem(decisions: Decisions, num_objectives: int, evaluate=None):
-    from pymoo.core.problem import Problem
-
-    class Vectors(Problem):
-        def _evaluate(self, x, out, *args, **kwargs):
-            out["F"] = evaluate(x)
-
-    return Vectors(
-        n_var=len(decisions.counts),
-        n_obj=num_objectives,
-        xl=0,
-        xu=decisions.counts - 1,
-        vtype=int,
-    )
+def _bounds(decisions: Decisions, num_objectives: int) -> dict:
+    return {
+        "n_var": len(decisions.counts),
+        "n_obj": num_objectives,
+        "xl": 0,
+        "xu": decisions.counts - 1,
+        "vtype": int,
+    }
 
 
-def _nsga2(decisions: Decisions, population):
+def _nsga2(decisions: Decisions, population, *, crossover, mutation):
     from pymoo.algorithms.moo.nsga2 import NSGA2
-    from pymoo.core.mutation import Mutation
     from pymoo.core.repair import Repair
-    from pymoo.operators.crossover.sbx import SBX
-    from pymoo.operators.crossover.ux import UX
-    from pymoo.operators.mutation.pm import PM
 
     class Canonical(Repair):
         def _do(self, problem, vectors, **kwargs):
             vectors = np.clip(np.around(vectors), 0, decisions.counts - 1)
             return decisions.canonical(vectors)
 
-    class Reset(Mutation):
-        def _do(self, problem, X, *args, random_state=None, **kwargs):
-            change = random_state.random(X.shape) < max(RATE or 0, 1 / X.shape[1])
-            steps = random_state.integers(1, np.maximum(decisions.counts, 2), X.shape)
-            return np.where(change, (X + steps) % decisions.counts, X)
-
-    rate = max(0.02, 1 / len(decisions.counts))
-    ops = (
-        dict(crossover=UX(prob=0.9), mutation=Reset())
-        if OPS == "ux"
-        else dict(
-            crossover=SBX(prob=0.9, eta=15, repair=Canonical()),
-            mutation=PM(prob=1.0, prob_var=rate, eta=20),
-        )
-    )
     return NSGA2(
-        pop_size=len(population), sampling=population, repair=Canonical(), **ops
+        pop_size=len(population),
+        sampling=population,
+        crossover=crossover,
+        mutation=mutation,
+        repair=Canonical(),
     )
 
 
-RATE = 0.0
+def _redraw(decisions: Decisions):
+    """A mutation that gives one decision in D another option."""
+    from pymoo.core.mutation import Mutation
+
+    class Redraw(Mutation):
+        def _do(self, problem, vectors, *args, random_state=None, **kwargs):
+            change = random_state.random(vectors.shape) < 1 / vectors.shape[1]
+            steps = random_state.integers(
+                1, np.maximum(decisions.counts, 2), vectors.shape
+            )
+            return np.where(change, (vectors + steps) % decisions.counts, vectors)
+
+    return Redraw()

@@ -37,8 +37,6 @@ __all__ = [
 
 Space = Sequence[int] | Mapping[str, int] | np.ndarray | SearchSpace
 Features = Callable[[np.ndarray], np.ndarray]  # int[N, D] -> float[N, F]
-EXHAUST = False
-START = "best"
 
 
 def search(
@@ -76,12 +74,6 @@ def search(
             return np.stack([p(described) for p in predictors], axis=1)
 
         start = history.vectors[evolution.survive(history.values, population)]
-        if START == "mixed":
-            half = population // 2
-            start = np.concatenate([start[:half], decisions.unseen(population - half, seen=start[:half], random=history.random)])
-        if EXHAUST and np.prod(decisions.counts.astype(float)) <= inner_evaluations:
-            rest = decisions.unseen(inner_evaluations, seen=history.vectors, random=history.random)
-            return evolution._first_fronts(rest, predict(rest), population)
         return evolution.evolve(
             decisions,
             predict,

@@ -88,16 +88,17 @@ def fit_predictor(
 
 def _best_model(features: np.ndarray, values: np.ndarray):
     """The fitted scikit-learn model of the smallest error in cross-validation."""
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import Ridge, RidgeCV
     from sklearn.model_selection import KFold
     from sklearn.svm import SVR
 
-    folds = min(_FOLDS, len(values))
+    # Leave-one-out errors at every alpha come from one decomposition.
+    ridge = Ridge(alpha=RidgeCV(_ALPHAS).fit(features, values).alpha_)
+    if len(values) < _FEWEST_FOR_SVR:
+        return ridge.fit(features, values)
     # Shuffled, since the rows come sorted by their features.
-    parts = list(KFold(folds, shuffle=True, random_state=0).split(features))
-    models = [Ridge(alpha=alpha) for alpha in _ALPHAS]
-    if len(values) >= _FEWEST_FOR_SVR:
-        models += [SVR(C=penalty, epsilon=0.01) for penalty in _PENALTIES]
+    folds = KFold(_FOLDS, shuffle=True, random_state=0)
+    parts = list(folds.split(features))
 
     def error(model) -> float:
         return sum(
@@ -108,4 +109,5 @@ def _best_model(features: np.ndarray, values: np.ndarray):
             for train, test in parts
         )
 
+    models = [ridge, *(SVR(C=penalty, epsilon=0.01) for penalty in _PENALTIES)]
     return min(models, key=error).fit(features, values)
