@@ -16,9 +16,7 @@ _TRIES = 20  # matings in search of children that are new
 _POPULATION = 100  # least size on predictors, where larger populations cost nothing
 
 
-def survive(
-    values: Float[np.ndarray, "N M"], count: int
-) -> Int[np.ndarray, "S"]:
+def survive(values: Float[np.ndarray, "N M"], count: int) -> Int[np.ndarray, "S"]:
     """Returns the indices of the `count` best points by front, then by crowding.
 
     Args:
@@ -34,7 +32,10 @@ def survive(
 
     points = Population.new("X", np.arange(len(values))[:, None], "F", values)
     survivors = RankAndCrowding().do(
-        Problem(n_var=1, n_obj=values.shape[1]), points, n_survive=min(count, len(values)), random_state=np.random.default_rng(0)
+        Problem(n_var=1, n_obj=values.shape[1]),
+        points,
+        n_survive=min(count, len(values)),
+        random_state=np.random.default_rng(0),
     )
     return survivors.get("X")[:, 0].astype(np.int64)
 

@@ -81,9 +81,7 @@ def fit_predictor(
     if width <= 1e-12 * abs(middle):
         return lambda features: np.full(len(features), middle)
     model = _best_model((features - centre) * scale, (values - middle) / width)
-    return lambda features: (
-        middle + width * model.predict((features - centre) * scale)
-    )
+    return lambda features: middle + width * model.predict((features - centre) * scale)
 
 
 def _best_model(features: np.ndarray, values: np.ndarray):

@@ -66,7 +66,10 @@ class SearchLog:
         vectors, values = [], []
         for line, row in enumerate(rows[1:], start=2):
             try:
-                vector, point = [int(x) for x in row[:width]], [*map(float, row[width:])]
+                vector, point = (
+                    [int(x) for x in row[:width]],
+                    [*map(float, row[width:])],
+                )
             except ValueError as error:
                 raise ValueError(f"log {self._path}, line {line}: {error}") from error
             if len(row) != len(self._columns) or not np.isfinite(point).all():
