@@ -39,7 +39,7 @@ class Decisions:
       >>> space = Decisions([2, 3], active=lambda v: np.c_[v[:, 0] >= 0, v[:, 0] > 0])
       >>> space.canonical([[1, 2], [0, 2]]).tolist()
       [[1, 2], [0, 0]]
-      >>> space.unseen(9, seen=[], random=np.random.default_rng(0)).shape
+      >>> space.unseen(9, seen=set(), random=np.random.default_rng(0)).shape
       (4, 2)
     """
 
@@ -138,7 +138,7 @@ class Decisions:
         return self._everything
 
     def unseen(
-        self, count: int, *, seen: Sequence, random: np.random.Generator
+        self, count: int, *, seen: set[tuple[int, ...]], random: np.random.Generator
     ) -> Int[np.ndarray, "M D"]:
         """Draws up to `count` different canonical vectors that are not in `seen`.
 
@@ -147,10 +147,10 @@ class Decisions:
 
         Args:
           count: how many are wanted.
-          seen: canonical vectors, as rows or as tuples.
+          seen: canonical vectors as tuples.
           random: a generator; the result depends on its state alone.
         """
-        taken = {tuple(vector) for vector in np.asarray(seen).tolist()}
+        taken = set(seen)
         everything = self.everything()
         if everything is not None:
             return select_new(random.permutation(everything), taken, count)

@@ -1,7 +1,8 @@
 """NSGA-II over integer vectors, by pymoo: one real generation, or many on predictors.
 
 pymoo is imported where it is used: it takes over a second, and only these searches
-need it. Not here: evaluating, and what is remembered between generations (`multi_objective`).
+need it. Not here: evaluating, and what is remembered between generations
+(`multi_objective`).
 """
 
 from collections.abc import Callable
@@ -112,7 +113,8 @@ def evolve(
     vectors = decisions.everything()
     if vectors is None:
         size = max(_POPULATION, len(start))
-        drawn = decisions.unseen(size - len(start), seen=start, random=random)
+        taken = set(map(tuple, start.tolist()))
+        drawn = decisions.unseen(size - len(start), seen=taken, random=random)
         vectors, values = _meet(
             decisions,
             predict,
