@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from fliqs_jax.searchers.decisions import Decisions, select_new
 from fliqs_jax.searchers.pareto import front
 
-_TRIES = 20  # matings in search of children that are new
+_TRIES = 5  # matings in search of children that are new
 _POPULATION = 100  # least size on predictors, where larger populations cost nothing
 
 
@@ -73,6 +73,7 @@ def mate(
         crossover=SBX(prob=0.9, eta=15),
         mutation=PM(prob=1.0, prob_var=rate, eta=20),
     )
+    algorithm.mating.n_max_iterations = 10  # of 100: near exhaustion nothing is new
     problem = Problem(**_bounds(decisions, values.shape[1]))
     algorithm.setup(problem, seed=int(random.integers(2**31)))
     algorithm.tell(infills=algorithm.ask())

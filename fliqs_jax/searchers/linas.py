@@ -37,7 +37,7 @@ __all__ = [
 
 Space = Sequence[int] | Mapping[str, int] | np.ndarray | SearchSpace
 Features = Callable[[np.ndarray], np.ndarray]  # int[N, D] -> float[N, F]
-_CHILDREN = 0.3  # share of a generation bred from the real front
+_CHILDREN = 0.4  # share of a generation bred from the real front
 
 
 def search(
@@ -72,7 +72,8 @@ def search(
       objectives: M names.
       evaluations: how many at most, those read from the log included.
       population: evaluations a generation, 2 or more; 50 suits large spaces, 20 small.
-      seed: 0 or more; the same seed proposes the same, also after a resume.
+      seed: 0 or more; the same seed proposes the same, also after a resume, if a
+        vector's values do not depend on its batch.
       active: from vectors [N, D] to bool[N, D], False where a decision has no effect.
         Such decisions are set to 0, so equivalent vectors are recognised.
       initial: vectors to evaluate first.

@@ -1,10 +1,12 @@
 """Fronts and hypervolumes of objective values that are minimised."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 
-def front(values: Float[ArrayLike, "N M"]) -> Int[np.ndarray, "F"]:
+def front(values: Float[ArrayLike, "N M"] | Sequence) -> Int[np.ndarray, "F"]:
     """Returns the indices of the points that no other point dominates, ascending.
 
     A point dominates another if it is nowhere larger and somewhere smaller. Equal
@@ -31,7 +33,8 @@ def front(values: Float[ArrayLike, "N M"]) -> Int[np.ndarray, "F"]:
 
 
 def hypervolume(
-    values: Float[ArrayLike, "N M"], reference: Float[ArrayLike, "M"]
+    values: Float[ArrayLike, "N M"] | Sequence,
+    reference: Float[ArrayLike, "M"] | Sequence,
 ) -> float:
     """Returns the volume that the points dominate, up to the reference point.
 
@@ -61,7 +64,8 @@ def hypervolume(
 
 
 def hypervolume_curve(
-    values: Float[ArrayLike, "N M"], reference: Float[ArrayLike, "M"]
+    values: Float[ArrayLike, "N M"] | Sequence,
+    reference: Float[ArrayLike, "M"] | Sequence,
 ) -> Float[np.ndarray, "N"]:
     """Returns the hypervolume after each evaluation; it never falls.
 

@@ -24,10 +24,14 @@ PRICE = np.random.default_rng(6).exponential(size=20)
 
 
 def evaluate(vectors):
-    """Two objectives in conflict, with interactions."""
+    """Two objectives in conflict, with interactions.
+
+    Sums, not matrix products, whose last bit depends on the number of rows.
+    """
     width = vectors.shape[1]
-    quality = np.sqrt(vectors) @ GAIN[:width] + 0.1 * vectors[:, 0] * vectors[:, 1]
-    return np.stack([-quality, vectors @ PRICE[:width]], axis=1)
+    quality = (np.sqrt(vectors) * GAIN[:width]).sum(axis=1)
+    quality = quality + 0.1 * vectors[:, 0] * vectors[:, 1]
+    return np.stack([-quality, (vectors * PRICE[:width]).sum(axis=1)], axis=1)
 
 
 def brute_force_front(vectors):
