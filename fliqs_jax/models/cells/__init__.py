@@ -48,6 +48,7 @@ from fliqs_jax.models.cells.operations import (
     make_operation,
     operation_counts,
 )
+from fliqs_jax.models.cells.table import ArchitectureTable
 
 __all__ = [
     "DARTS_EDGES",
@@ -59,6 +60,7 @@ __all__ = [
     "NASBENCH201_OPERATIONS",
     "NASBENCH201_SIZE",
     "RESNET_CELL",
+    "ArchitectureTable",
     "Counts",
     "DartsCell",
     "DartsGenotype",
