@@ -70,6 +70,11 @@ def _check_cell(kind: str, pairs: tuple[tuple[str, int], ...]) -> None:
     for number, (operation, source) in enumerate(pairs):
         node = DARTS_NODES[number // 2]
         where = f" ({kind} cell, node {node})"
+        if operation == "none":
+            raise ValueError(
+                f"operation none{where}: a genotype keeps two edges a node that do"
+                f" something, so use one of {', '.join(DARTS_OPERATIONS[1:])}"
+            )
         check_operation(operation, DARTS_OPERATIONS[1:], where)
         if not 0 <= source < node:
             nearest = min(max(source, 0), node - 1)
