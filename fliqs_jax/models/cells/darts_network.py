@@ -230,4 +230,6 @@ class DartsNetwork(nn.Module):
             dtype=self.dtype,
             name="auxiliary_head",
         )
-        self.sow("auxiliary", "logits", head(x).astype(jnp.float32))
+        logits = head(x).astype(jnp.float32)
+        if not self.is_initializing():  # variables hold no activations
+            self.sow("auxiliary", "logits", logits)

@@ -8,6 +8,7 @@ written in three forms, and every function here takes any of them:
     operations  a tuple of six names, in the order of `NASBENCH201_EDGES`
 """
 
+import collections
 import functools
 import itertools
 import operator
@@ -179,7 +180,7 @@ def nasbench201_counts(
       >>> nasbench201_counts(0)
       Counts(parameters=129306, macs=15647360)
     """
-    operations = nasbench201_operations(cell)
+    times = collections.Counter(nasbench201_operations(cell))
     rows, columns, channels = image_shape
     stem = 9 * channels * width
     # The last terms: batch normalisation before the classifier, and the classifier.
@@ -194,10 +195,10 @@ def nasbench201_counts(
             weights = (9 * features // 2 + 9 * features + features // 2) * features
             parameters += weights + 4 * features
             macs += weights * rows * columns
-        for operation in operations:
+        for operation, edges in times.items():
             cost = operation_counts(operation, features, pixels=rows * columns)
-            parameters += num_cells * cost.parameters
-            macs += num_cells * cost.macs
+            parameters += num_cells * edges * cost.parameters
+            macs += num_cells * edges * cost.macs
     return Counts(parameters, macs)
 
 
