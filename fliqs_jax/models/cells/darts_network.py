@@ -51,7 +51,7 @@ class DartsCell(nn.Module):
         last: Float[jax.Array, "B h w c"],
         train: bool,
         ramp: ArrayLike,
-    ) -> Float[jax.Array, "B y x 4*channels"]:
+    ) -> Float[jax.Array, "B y x features"]:
         make = {"norm": self.norm, "dtype": self.dtype}
         conv = functools.partial(ReluConvNorm, 1, features=self.channels, **make)
         if self.after_reduction:
