@@ -220,6 +220,7 @@ def make_operation(
     return _MODULES[operation](stride=stride, norm=norm, dtype=dtype, name=name)
 
 
+@functools.cache  # searches price thousands of cells made of the same few operations
 def operation_counts(
     operation: str,
     channels: int,
