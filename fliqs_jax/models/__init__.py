@@ -1,5 +1,6 @@
 """Networks: create_model by name, and the classes behind the names."""
 
+from fliqs_jax.models.cells import DartsNetwork, NasBench201Network
 from fliqs_jax.models.cifar_resnet import CifarResNet
 from fliqs_jax.models.efficientnet import EfficientNet
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
@@ -11,12 +12,14 @@ from fliqs_jax.models.vit import ViT
 
 __all__ = [
     "CifarResNet",
+    "DartsNetwork",
     "EfficientNet",
     "ImageNetResNet",
     "InceptionV3",
     "LeNet5",
     "LeNet300",
     "MobileNetV2",
+    "NasBench201Network",
     "ViT",
     "create_model",
     "input_shape",

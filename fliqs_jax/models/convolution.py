@@ -57,10 +57,10 @@ def convolve(
     For `nn.Conv(..., conv_general_dilated=convolve)`. The gradients of plain
     two-dimensional convolutions are computed here: NHWC images, HWIO kernels, any
     strides, no negative padding, no dilation, no groups. So are depthwise ones, forward
-    too: one filter a channel (`depthwise`). Everything else, and every other platform,
-    runs the native operation. Plain and depthwise convolutions differentiate in reverse
-    mode only, as often as you like (Hessian-vector products as `grad` of a `grad`);
-    `jax.jvp` needs the native operation.
+    too: one filter a channel, dilated or not (`depthwise`). Everything else, and every
+    other platform, runs the native operation. Plain and depthwise convolutions
+    differentiate in reverse mode only, as often as you like (Hessian-vector products as
+    `grad` of a `grad`); `jax.jvp` needs the native operation.
 
     Args:
       lhs: images. Shape [B, H, W, C] to be plain.
@@ -87,12 +87,13 @@ def convolve(
       (2, 8, 8, 4)
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
+    dilation = tuple(int(step) for step in rhs_dilation or (1,) * (lhs.ndim - 2))
+    dilated = any(step != 1 for step in dilation)
     plain = (
         lhs.ndim == 4
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
         and batch_group_count == 1
-        and all(dilation == 1 for dilation in dilations)
+        and all(step == 1 for step in lhs_dilation or ())
         and preferred_element_type is None
         and all(option is None for option in options.values())
         and lhs.dtype == rhs.dtype
@@ -101,16 +102,20 @@ def convolve(
     )
     groups = feature_group_count
     depthwise = plain and rhs.shape[2] == 1 < groups == lhs.shape[3] == rhs.shape[3]
-    if depthwise or plain and groups == 1:
+    if depthwise or plain and groups == 1 and not dilated:
         image_size, kernel_size = lhs.shape[1:3], rhs.shape[:2]
         strides = tuple(int(stride) for stride in window_strides)
         pads = padding
         if isinstance(padding, str):
-            pads = lax.padtype_to_pads(image_size, kernel_size, strides, padding)
+            reach = [
+                step * (window - 1) + 1
+                for step, window in zip(dilation, kernel_size, strict=True)
+            ]
+            pads = lax.padtype_to_pads(image_size, reach, strides, padding)
         pads = tuple((int(before), int(after)) for before, after in pads)
         negative = min(min(pad) for pad in pads) < 0
         if depthwise and not negative:
-            return convolve_depthwise(lhs, rhs, strides, pads)
+            return convolve_depthwise(lhs, rhs, strides, pads, dilation)
         if not negative:
             geometry = _Geometry(strides, pads, precision, image_size, kernel_size)
             return _convolve(lhs, rhs, geometry)

@@ -23,9 +23,13 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 Pair = tuple[int, int]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve_depthwise(
-    images: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair]
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    dilation: Pair = (1, 1),
 ) -> jax.Array:
     """Convolves every channel with its own window.
 
@@ -34,47 +38,51 @@ def convolve_depthwise(
       kernel: shape [h, w, 1, C].
       strides: steps in pixels, down and across.
       padding: pixels (before, after), down and across; not negative.
+      dilation: steps in pixels between the kernel's entries, down and across.
 
     Returns:
       The convolved images. Shape [B, H', W', C].
     """
+    geometry = strides, padding, dilation
     return lax.platform_dependent(
         images,
         kernel,
-        cpu=functools.partial(_cpu_convolve, strides, padding),
-        default=functools.partial(_native_convolve, strides, padding),
+        cpu=functools.partial(_cpu_convolve, *geometry),
+        default=functools.partial(_native_convolve, *geometry),
     )
 
 
-def _forward(images, kernel, strides, padding):
-    return convolve_depthwise(images, kernel, strides, padding), (images, kernel)
+def _forward(images, kernel, *geometry):
+    return convolve_depthwise(images, kernel, *geometry), (images, kernel)
 
 
-def _backward(strides, padding, saved, gradient):
+def _backward(strides, padding, dilation, saved, gradient):
+    geometry = strides, padding, dilation
     return lax.platform_dependent(
         *saved,
         gradient,
-        cpu=functools.partial(_cpu_gradients, strides, padding),
-        default=functools.partial(_native_gradients, strides, padding),
+        cpu=functools.partial(_cpu_gradients, *geometry),
+        default=functools.partial(_native_gradients, *geometry),
     )
 
 
 convolve_depthwise.defvjp(_forward, _backward)
 
 
-def _native_convolve(strides, padding, images, kernel):
+def _native_convolve(strides, padding, dilation, images, kernel):
     return lax.conv_general_dilated(
         images,
         kernel,
         strides,
         padding,
+        rhs_dilation=dilation,
         dimension_numbers=_NHWC,
         feature_group_count=images.shape[-1],
     )
 
 
-def _native_gradients(strides, padding, images, kernel, gradient):
-    convolve = functools.partial(_native_convolve, strides, padding)
+def _native_gradients(strides, padding, dilation, images, kernel, gradient):
+    convolve = functools.partial(_native_convolve, strides, padding, dilation)
     return jax.vjp(convolve, images, kernel)[1](gradient)
 
 
@@ -82,45 +90,51 @@ def _padded(images, padding):
     return jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
 
+def _reach(kernel, dilation):
+    """Rows and columns that the dilated kernel covers."""
+    return tuple(
+        step * (window - 1) + 1
+        for step, window in zip(dilation, kernel.shape[:2], strict=True)
+    )
+
+
 def _window(padded, row, column, strides, size):
-    """The pixels that the kernel's entry (row, column) meets, one for each output."""
+    """The pixels from (row, column) on that meet one kernel entry, one an output."""
     (s, t), (rows, columns) = strides, size
     down = slice(row, row + (rows - 1) * s + 1, s)
     return padded[:, down, column : column + (columns - 1) * t + 1 : t]
 
 
-def _entries(kernel):
-    return itertools.product(range(kernel.shape[0]), range(kernel.shape[1]))
+def _entries(kernel, dilation):
+    """Each entry of the kernel, [1, 1, 1, C], and its (row, column) once dilated."""
+    for i, j in itertools.product(range(kernel.shape[0]), range(kernel.shape[1])):
+        yield (i * dilation[0], j * dilation[1]), kernel[i : i + 1, j : j + 1]
 
 
-def _entry(kernel, row, column):
-    return kernel[row : row + 1, column : column + 1]  # [1, 1, 1, C]
-
-
-def _cpu_convolve(strides, padding, images, kernel):
+def _cpu_convolve(strides, padding, dilation, images, kernel):
     wide = jnp.promote_types(images.dtype, jnp.float32)
     x, weights = _padded(images, padding).astype(wide), kernel.astype(wide)
     size = tuple(
         (whole - window) // stride + 1
         for whole, window, stride in zip(
-            x.shape[1:3], kernel.shape[:2], strides, strict=True
+            x.shape[1:3], _reach(kernel, dilation), strides, strict=True
         )
     )
     total = sum(
-        _window(x, i, j, strides, size) * _entry(weights, i, j)
-        for i, j in _entries(kernel)
+        _window(x, *position, strides, size) * entry
+        for position, entry in _entries(weights, dilation)
     )
     return total.astype(images.dtype)
 
 
-def _cpu_gradients(strides, padding, images, kernel, gradient):
+def _cpu_gradients(strides, padding, dilation, *arguments):
     return (
-        _cpu_image_gradient(strides, padding, images, kernel, gradient),
-        _cpu_kernel_gradient(strides, padding, images, kernel, gradient),
+        _cpu_image_gradient(strides, padding, dilation, *arguments),
+        _cpu_kernel_gradient(strides, padding, dilation, *arguments),
     )
 
 
-def _cpu_image_gradient(strides, padding, images, kernel, gradient):
+def _cpu_image_gradient(strides, padding, dilation, images, kernel, gradient):
     """Padded pixel s a + r gets sum_b gradient[a - b] kernel[s b + r].
 
     Each of the s x t phases r is such a sum, then they are interleaved: spreading the
@@ -128,7 +142,7 @@ def _cpu_image_gradient(strides, padding, images, kernel, gradient):
     """
     (s, t), ((top, _), (left, _)) = strides, padding
     count, height, width, channels = images.shape
-    h, w = kernel.shape[:2]
+    h, w = _reach(kernel, dilation)
     rows, columns = -(-(height + top) // s), -(-(width + left) // t)
     wide = jnp.promote_types(gradient.dtype, jnp.float32)
     before = (-(-h // s) - 1, -(-w // t) - 1)
@@ -138,11 +152,11 @@ def _cpu_image_gradient(strides, padding, images, kernel, gradient):
     phases = []
     for r, q in itertools.product(range(s), range(t)):
         total = jnp.zeros((count, rows, columns, channels), wide)
-        for b, c in itertools.product(range(-(-(h - r) // s)), range(-(-(w - q) // t))):
-            y, x = before[0] - b, before[1] - c
-            total += g[:, y : y + rows, x : x + columns] * _entry(
-                weights, s * b + r, t * c + q
-            )
+        for (i, j), entry in _entries(weights, dilation):
+            (b, of_rows), (c, of_columns) = divmod(i, s), divmod(j, t)
+            if (of_rows, of_columns) == (r, q):
+                y, x = before[0] - b, before[1] - c
+                total += g[:, y : y + rows, x : x + columns] * entry
         phases.append(total)
     whole = jnp.stack(phases).reshape(s, t, count, rows, columns, channels)
     whole = whole.transpose(2, 3, 0, 4, 1, 5)
@@ -150,7 +164,7 @@ def _cpu_image_gradient(strides, padding, images, kernel, gradient):
     return whole[:, top : top + height, left : left + width].astype(images.dtype)
 
 
-def _cpu_kernel_gradient(strides, padding, images, kernel, gradient):
+def _cpu_kernel_gradient(strides, padding, dilation, images, kernel, gradient):
     """Products summed over the batch in a loop, over the pixels at the end.
 
     XLA's sums over all but the channels are not vectorised (20 to 30 times as long).
@@ -164,7 +178,10 @@ def _cpu_kernel_gradient(strides, padding, images, kernel, gradient):
             for array in (images, gradient)
         )
         x = _padded(x, padding)
-        return [(_window(x, i, j, strides, size) * g)[0] for i, j in _entries(kernel)]
+        return [
+            (_window(x, *position, strides, size) * g)[0]
+            for position, _ in _entries(kernel, dilation)
+        ]
 
     def add(index, totals):
         return [a + b for a, b in zip(totals, products(index), strict=True)]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import flax.linen as nn
 
+from fliqs_jax.models.cells import DartsNetwork, NasBench201Network
 from fliqs_jax.models.cifar_resnet import CifarResNet
 from fliqs_jax.models.efficientnet import EfficientNet
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
@@ -20,6 +21,8 @@ from fliqs_jax.models.vit import ViT
 _MNIST, _CIFAR, _IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 _VIT = {"patch_size": 16, "num_layers": 12, "num_heads": None, "class_token": True}
 _VIT |= {"num_classes": 1000}
+_DARTS_IMAGENET = {"channels": 48, "layers": 14, "imagenet_stem": True}
+_DARTS_IMAGENET |= {"num_classes": 1000}
 
 # Class, native input shape, fields.
 _MODELS: dict[str, tuple[type[nn.Module], tuple[int, int, int], dict]] = {
@@ -29,6 +32,8 @@ _MODELS: dict[str, tuple[type[nn.Module], tuple[int, int, int], dict]] = {
     "resnet20": (CifarResNet, _CIFAR, {"num_blocks": 3}),
     "resnet32": (CifarResNet, _CIFAR, {"num_blocks": 5}),
     "resnet56": (CifarResNet, _CIFAR, {"num_blocks": 9}),
+    "nasbench201": (NasBench201Network, _CIFAR, {}),
+    "darts": (DartsNetwork, _CIFAR, {}),
     "vit_mini": (ViT, _CIFAR, {}),
     "resnet18": (ImageNetResNet, _IMAGENET, {}),
     "resnet50": (
@@ -43,6 +48,7 @@ _MODELS: dict[str, tuple[type[nn.Module], tuple[int, int, int], dict]] = {
     "efficientnet_b3": (EfficientNet, (300, 300, 3), {"width": 1.2, "depth": 1.4}),
     "efficientnet_b4": (EfficientNet, (380, 380, 3), {"width": 1.4, "depth": 1.8}),
     "inception_v3": (InceptionV3, (299, 299, 3), {}),
+    "darts_imagenet": (DartsNetwork, _IMAGENET, _DARTS_IMAGENET),
     "vit_tiny": (ViT, _IMAGENET, {**_VIT, "dim": 192}),
     "vit_small": (ViT, _IMAGENET, {**_VIT, "dim": 384}),
     "vit_base": (ViT, _IMAGENET, {**_VIT, "dim": 768}),

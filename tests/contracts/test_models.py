@@ -30,6 +30,7 @@ PUBLISHED = {
     "efficientnet_b3": 12_233_232,
     "efficientnet_b4": 19_341_616,
     "inception_v3": 27_161_264 - 3_326_696,
+    "darts_imagenet": 4_718_752,  # the 4.7 M of its paper, without auxiliary head
     "vit_tiny": 5_717_416,
     "vit_small": 22_050_664,
     "vit_base": 86_567_656,
@@ -47,6 +48,11 @@ FAMILIES = {
     "deit_tiny": {"dim": 64, "num_layers": 2},
 }
 SMALLEST = {"inception_v3": (75, 75, 3)}  # images, where 32 pixels do not do
+# Fields that make a deep network for small images quick to trace.
+SHALLOW = {
+    "nasbench201": {"width": 4, "num_cells": 1},
+    "darts": {"channels": 4, "layers": 3},
+}
 # Tracing all blocks at full size takes seconds: one or two of a family by default.
 QUICK = ("resnet18", "mobilenet_v2", "efficientnet_b0", "deit_tiny")
 
@@ -193,7 +199,7 @@ def test_images_that_would_vanish_are_refused():
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", SMALL)
 def test_logits_have_the_stated_shape_on_every_input(name, kind):
-    model = models.create_model(name, num_classes=7)
+    model = models.create_model(name, num_classes=7, **SHALLOW.get(name, {}))
     images = jax.ShapeDtypeStruct((4, *INPUTS[kind]), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     logits = jax.eval_shape(model.apply, variables, images)
@@ -203,10 +209,18 @@ def test_logits_have_the_stated_shape_on_every_input(name, kind):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, "bfloat16"])
 @pytest.mark.parametrize("name", SMALL)
 def test_parameters_and_statistics_are_float32(name, dtype):
-    model = models.create_model(name, dtype=dtype)
+    model = models.create_model(name, dtype=dtype, **SHALLOW.get(name, {}))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_cells_compute_in_bfloat16(name):
+    model = models.create_model(name, dtype="bfloat16", **SHALLOW[name])
+    images = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert _contraction_types(model, variables, images) == {"bfloat16"}
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet8", "vit_mini"])

@@ -16,6 +16,8 @@ NETWORKS = {
     "lenet5": ({"width": 8, "hidden": 32}, 8, 40),
     "deit_tiny": ({"dim": 64, "num_layers": 2, "patch_size": 8}, 32, 12),
     "resnet8": ({"width": 8}, 16, 12),
+    "nasbench201": ({"width": 8, "num_cells": 1}, 16, 12),
+    "darts": ({"channels": 4, "layers": 3}, 16, 20),
     "resnet18": ({"width": 0.125}, 32, 12),
     "resnet50": ({"width": 0.125, "num_blocks": (1, 1, 1, 1)}, 32, 12),
     "mobilenet_v2": ({"width": 0.25}, 32, 20),

@@ -100,6 +100,35 @@ def test_depthwise_equals_native(window, strides, padding):
     _assert_native(images, kernel, **options, **DEPTHWISE)
 
 
+@pytest.mark.parametrize(
+    "window, dilation, strides, padding",
+    [
+        ((3, 3), (2, 2), (1, 1), "SAME"),
+        ((3, 3), (2, 2), (2, 2), ((2, 2), (2, 2))),
+        ((2, 3), (1, 3), (2, 3), ((2, 4), (4, 1))),
+        ((1, 2), (5, 4), (3, 2), "SAME"),
+    ],
+    ids=str,
+)
+def test_dilated_depthwise_equals_native(window, dilation, strides, padding):
+    images, kernel = _normal(0, (3, 9, 8, 4)), _normal(1, (*window, 1, 4))
+    options = {"window_strides": strides, "padding": padding}
+    _assert_native(images, kernel, **options, rhs_dilation=dilation, **DEPTHWISE)
+
+
+def test_dilated_depthwise_has_no_native_convolution_on_cpu():
+    def run(images, kernel):
+        options = {"rhs_dilation": (2, 2), "feature_group_count": 16}
+        return convolve(
+            images, kernel, (1, 1), "SAME", dimension_numbers=NHWC, **options
+        ).sum()
+
+    gradient = jax.jit(jax.grad(run, (0, 1)))
+    images, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 1, 16))
+    program = gradient.trace(images, kernel).lower(lowering_platforms=("cpu",))
+    assert "stablehlo.convolution" not in program.as_text()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("inputs, options", [(4, {}), (1, DEPTHWISE)])
 def test_bfloat16_equals_native(stride, inputs, options):

@@ -19,6 +19,9 @@ def test_every_name_builds_its_family():
         "resnet50": models.ImageNetResNet,
         "mobilenet_v2": models.MobileNetV2,
         "inception_v3": models.InceptionV3,
+        "nasbench201": models.NasBench201Network,
+        "darts": models.DartsNetwork,
+        "darts_imagenet": models.DartsNetwork,
         **{f"efficientnet_b{i}": models.EfficientNet for i in range(5)},
         **{f"vit_{size}": models.ViT for size in ("mini", "tiny", "small", "base")},
         **{f"deit_{size}": models.ViT for size in ("tiny", "small", "base")},
@@ -31,6 +34,7 @@ def test_classes_and_input_shape_are_those_of_the_data_it_is_made_for(name):
     sides |= {"efficientnet_b4": 380, "inception_v3": 299}
     small = {"lenet300": (28, 28, 1), "lenet5": (28, 28, 1), "vit_mini": (32, 32, 3)}
     small |= {f"resnet{depth}": (32, 32, 3) for depth in (8, 20, 32, 56)}
+    small |= {"nasbench201": (32, 32, 3), "darts": (32, 32, 3)}
     side = sides.get(name, 224)
     assert models.input_shape(name) == small.get(name, (side, side, 3))
     classes = 10 if name in small else 1000
@@ -99,6 +103,11 @@ def test_fields_of_linen_are_no_overrides(field):
         ("efficientnet_b0", "num_classes"),
         ("inception_v3", "num_classes"),
         ("resnet50", "num_classes"),
+        ("nasbench201", "num_classes"),
+        ("nasbench201", "width"),
+        ("nasbench201", "num_cells"),
+        ("darts", "num_classes"),
+        ("darts", "layers"),
     ],
 )
 def test_zero_sizes_are_refused(name, field):
@@ -121,6 +130,10 @@ def test_heads_that_do_not_divide_dim_are_refused():
         ("efficientnet_b0", {"depth": 0.0}, "depth must be positive, got 0.0"),
         ("resnet50", {"num_blocks": (3, 4)}, r"num_blocks must be four .*\(3, 4\)"),
         ("resnet50", {"num_blocks": (3, 4, 6, 0)}, "num_blocks .* each at least 1"),
+        ("nasbench201", {"cell": 15_625}, "index must be 0 to 15624 .*got 15625"),
+        ("darts", {"channels": 7}, "channels must be even.* got 7: the nearest is 8"),
+        ("darts", {"drop_path": 1.0}, "drop_path must be .* below 1, got 1.0"),
+        ("darts", {"genotype": "DARTS_V3"}, "'DARTS_V3' cannot be read: use DARTS_V1"),
         ("deit_small", {"dim": 100}, "dim must be a multiple of 64 or 96 .*got 100"),
     ],
 )

@@ -1,0 +1,89 @@
+"""Cell spaces as data, NAS-Bench-201 and DARTS: encodings, counts, networks, a table.
+
+A search builds its operations with `make_operation` and prices them with
+`operation_counts`; a cell that it has found becomes a `NasBench201Network` or a
+`DartsNetwork`.
+"""
+
+from fliqs_jax.models.cells.darts import (
+    DARTS_EDGES,
+    DARTS_NODES,
+    DARTS_OPERATIONS,
+    DARTS_V1,
+    DARTS_V2,
+    DartsGenotype,
+    darts_genotype,
+)
+from fliqs_jax.models.cells.darts_counts import (
+    DartsPlace,
+    darts_counts,
+    darts_edge_counts,
+    darts_input_counts,
+    darts_places,
+    darts_stride,
+)
+from fliqs_jax.models.cells.darts_network import DartsCell, DartsNetwork
+from fliqs_jax.models.cells.nasbench201 import (
+    NASBENCH201_EDGES,
+    NASBENCH201_OPERATIONS,
+    NASBENCH201_SIZE,
+    nasbench201_all,
+    nasbench201_connected,
+    nasbench201_counts,
+    nasbench201_index,
+    nasbench201_operations,
+    nasbench201_string,
+)
+from fliqs_jax.models.cells.nasbench201_network import (
+    RESNET_CELL,
+    NasBench201Cell,
+    NasBench201Network,
+    ReductionBlock,
+)
+from fliqs_jax.models.cells.operations import (
+    Counts,
+    FactorizedReduce,
+    ReluConvNorm,
+    convolution,
+    make_operation,
+    operation_counts,
+)
+from fliqs_jax.models.cells.table import ArchitectureTable
+
+__all__ = [
+    "DARTS_EDGES",
+    "DARTS_NODES",
+    "DARTS_OPERATIONS",
+    "DARTS_V1",
+    "DARTS_V2",
+    "NASBENCH201_EDGES",
+    "NASBENCH201_OPERATIONS",
+    "NASBENCH201_SIZE",
+    "RESNET_CELL",
+    "ArchitectureTable",
+    "Counts",
+    "DartsCell",
+    "DartsGenotype",
+    "DartsNetwork",
+    "DartsPlace",
+    "FactorizedReduce",
+    "NasBench201Cell",
+    "NasBench201Network",
+    "ReductionBlock",
+    "ReluConvNorm",
+    "convolution",
+    "darts_counts",
+    "darts_edge_counts",
+    "darts_genotype",
+    "darts_input_counts",
+    "darts_places",
+    "darts_stride",
+    "make_operation",
+    "nasbench201_all",
+    "nasbench201_connected",
+    "nasbench201_counts",
+    "nasbench201_index",
+    "nasbench201_operations",
+    "nasbench201_string",
+    "operation_counts",
+]
