@@ -148,9 +148,7 @@ def _cold(project: Callable[[Float[ArrayLike, "P"]], Codebook]) -> Projection:
     return lambda w, before: project(w)
 
 
-def find_scopes(
-    params: PyTree, rules: Sequence[CompressionRule]
-) -> tuple[Scope, ...]:
+def find_scopes(params: PyTree, rules: Sequence[CompressionRule]) -> tuple[Scope, ...]:
     """Returns the scopes of the weights that the rules match, in the tree's order.
 
     Args:

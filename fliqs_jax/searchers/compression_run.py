@@ -285,9 +285,7 @@ def check_size_budget(
         )
 
 
-def make_measure(
-    classifier: Classifier, dataset: Dataset, job: JobSettings
-) -> Measure:
+def make_measure(classifier: Classifier, dataset: Dataset, job: JobSettings) -> Measure:
     """Returns what tells loss and error of a state on training and validation images.
 
     Batch statistics are recomputed first. Training examples are at most 5000, spread

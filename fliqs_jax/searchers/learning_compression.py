@@ -171,9 +171,7 @@ def multiplier_step(
     )
 
 
-def decode(
-    params: PyTree, compression: Compression, scopes: Sequence[Scope]
-) -> PyTree:
+def decode(params: PyTree, compression: Compression, scopes: Sequence[Scope]) -> PyTree:
     """Returns params with the compressed weights in place: w := Delta(Theta)."""
     return with_weights(params, scopes, compression.decoded)
 
