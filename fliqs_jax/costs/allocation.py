@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Float, Int, Num
 from scipy import optimize, sparse
 
 from fliqs_jax.costs.budget import check_within_reach, spend_rest_on_ties
@@ -79,7 +79,7 @@ def allocate_exact(
 
 def allocate_rows(
     values: Float[ArrayLike, "L K"] | Sequence,
-    costs: Float[ArrayLike, "L K"] | Sequence,
+    costs: Num[ArrayLike, "L K"] | Sequence,
     budget: int | float,
 ) -> Int[np.ndarray, "L"]:
     r"""Returns the options of least total value within a budget, from plain tables.

@@ -90,7 +90,7 @@ def draw_l_steps(record: CompressionRecord) -> "matplotlib.figure.Figure":
     numbers = np.arange(len(record.ends))
     splits = (
         ("train", style.BLUE, "training"),
-        ("validation", style.ORANGE, "held out"),
+        ("validation", style.ORANGE, "held-out"),
     )
     for axes, quantity, factor, ylabel in (
         (panels[0], "loss", 1.0, "cross-entropy loss (nats)"),
@@ -186,8 +186,8 @@ def _histogram(axes, record: CompressionRecord, layer: int, column: int) -> None
             values, 0, 1.0, color=style.ORANGE, linewidth=0.9, linestyle=(0, (3, 2))
         )
     axes.plot(
-        values, np.full(len(values), 1.06), marker="v", linestyle="none", markersize=3.5,
-        color=style.ORANGE, markeredgewidth=0, clip_on=False,
+        values, np.full(len(values), 1.06), marker="v", markersize=3.5,
+        linestyle="none", color=style.ORANGE, markeredgewidth=0, clip_on=False,
     )  # fmt: skip
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1.13)
@@ -246,8 +246,8 @@ def compression_sentence(workdir: str | pathlib.Path) -> str:
     return (
         f"{percent(summary['accuracy'], 2)} test accuracy "
         f"(reference: {percent(summary['reference_accuracy'], 2)}) in "
-        f"{count(summary['file_bytes'])} bytes: {summary['compression_ratio']:.1f} times "
-        "smaller than float32"
+        f"{count(summary['file_bytes'])} bytes: {summary['compression_ratio']:.1f} "
+        "times smaller than float32"
     )
 
 

@@ -125,9 +125,10 @@ def _weights(record: CompressionRecord) -> str:
     left_out = len(record.layers) - len(shown_layers(record))
     note = f" The {left_out} smallest layers are left out." if left_out else ""
     histograms = (
-        "Histograms of the weights before the C step, each as high as its panel. Orange:"
-        " the values of the codebook. Leftmost the reference network, whose weights "
-        "know nothing of a codebook; at the end they should be on it." + note
+        "Histograms of the weights before the C step, each as high as its panel. "
+        "Orange: the values of the codebook. Leftmost the reference network, "
+        "whose weights know nothing of a codebook; at the end they should be on it."
+        + note
     )
     paths = (
         "The same over all L steps: the darker, the more weights (square root, so that "

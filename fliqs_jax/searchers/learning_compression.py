@@ -297,7 +297,7 @@ Measure = Callable[[LCState], Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LearningCompression:
-    """A compression of weights: what `fliqs_jax.train.job` runs (see its `Searcher`)."""
+    """A compression of weights: what `fliqs_jax.train.job` runs, a `Searcher`."""
 
     classifier: Classifier
     scopes: tuple[Scope, ...]
@@ -343,7 +343,7 @@ class LearningCompression:
         )
 
     def step(self, state: LCState, batch: dict) -> tuple[LCState, dict]:
-        """Takes a training step of the L step on one batch; per device (axis `data`)."""
+        """Takes a step of the L step on one batch; runs per device (axis `data`)."""
         keys = device_keys(state.key, state.step, ("augment", "dropout"))
         images = self.classifier.training_images(keys["augment"], batch["image"])
         labels = batch["label"]
