@@ -128,7 +128,7 @@ def allocate_rows(
 
 
 def _least_value(
-    items: "_Items", left: float, fits: Callable[[np.ndarray], bool]
+    items: "_Items", left: int | float, fits: Callable[[np.ndarray], bool]
 ) -> np.ndarray:
     """Returns the options of least value whose items cost what is left at most."""
     objective = (

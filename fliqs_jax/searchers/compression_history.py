@@ -4,6 +4,7 @@ Row 0 is the reference network, directly compressed; row j the end of L step j. 
 in the training state, so a resumed run has what an uninterrupted one has.
 """
 
+import typing
 from collections.abc import Mapping, Sequence
 
 import flax.struct
@@ -17,6 +18,7 @@ MEASURES = ("train_loss", "train_error", "validation_loss", "validation_error")
 _BINS = 80
 
 
+@typing.no_type_check  # eval_shape and others put other leaves in the fields
 @flax.struct.dataclass
 class Best:
     """The compressed network of least training loss."""
@@ -27,6 +29,7 @@ class Best:
     l_step: Int[ArrayLike, ""]  # after which; 0 is direct compression
 
 
+@typing.no_type_check  # eval_shape and others put other leaves in the fields
 @flax.struct.dataclass
 class History:
     """By L step; NaN where the run has not got to, or nothing was measured."""

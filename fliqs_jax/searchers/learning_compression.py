@@ -25,6 +25,7 @@ quantization, 2017, https://arxiv.org/abs/1707.04319
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys
 
 
+@typing.no_type_check  # eval_shape and others put other leaves in the fields
 @flax.struct.dataclass
 class Compression:
     """Theta, lambda and mu: what pulls the weights, a vector for each scope."""
@@ -276,6 +278,7 @@ class LSteps:
         return self.mu * self.growth**number
 
 
+@typing.no_type_check  # eval_shape and others put other leaves in the fields
 @flax.struct.dataclass
 class LCState:
     """Everything a step changes; equal on all devices, saved in every checkpoint."""
