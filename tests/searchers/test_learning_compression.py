@@ -135,14 +135,19 @@ def test_weights_meet_at_most_k_values(converged):
     assert len(np.unique(decode(end.params, end.compression, end.scopes)["w"])) == 2
 
 
-def test_multiplier_ends_as_the_gradient_whose_sum_over_a_cluster_is_zero(converged):
-    problem, end = converged
-    w = np.asarray(end.params["w"], np.float64)
+def test_multiplier_becomes_the_gradient_whose_sum_over_a_cluster_is_zero(converged):
+    """At a mu that grows no more, or stiffness would stop it short of that."""
+    problem, (params, compression, scopes, _, _) = converged
+    compression = compression.replace(mu=jnp.float32(40.0))
+    for _ in range(60):
+        params = problem.l_step(compression)
+        compression = c_step(params, compression, scopes)
+        compression = multiplier_step(params, compression, scopes)
+    w = np.asarray(params["w"], np.float64)
     gradient = (problem.gram @ w - problem.moment).ravel()
-    multiplier = np.asarray(end.compression.multipliers[0])
-    largest = np.abs(gradient).max()
-    np.testing.assert_allclose(multiplier, gradient, atol=0.01 * largest)
-    indices = np.asarray(end.compression.codebooks[0].indices)
+    multiplier = np.asarray(compression.multipliers[0])
+    np.testing.assert_allclose(multiplier, gradient, atol=1e-3)
+    indices = np.asarray(compression.codebooks[0].indices)
     for cluster in range(2):
         members = gradient[indices == cluster]
         assert abs(members.sum()) < 1e-3 * np.abs(members).sum()
@@ -171,17 +176,17 @@ def test_exact_steps_never_raise_the_lagrangian():
 
 
 @pytest.mark.parametrize(
-    "step", [kmeans_step(4), parse_codebook("ternary_scaled")], ids=["free", "scale"]
+    "step", [kmeans_step(2), parse_codebook("ternary_scaled")], ids=["free", "scale"]
 )
 def test_multipliers_sum_to_zero_over_what_a_fitted_number_sets(step):
     """Each centroid is the mean of w - lambda/mu; a scale its projection on q."""
     random = np.random.default_rng(2)
-    params = {"w": jnp.asarray(random.normal(size=(20, 10)), jnp.float32)}
+    params = {"w": jnp.asarray(random.normal(size=(30, 10)), jnp.float32)}
     scopes = one_scope(params, step)
     compression = compress(params, scopes).replace(mu=jnp.float32(2.0))
     for _ in range(3):
-        moved = params["w"] + 0.1 * jnp.asarray(random.normal(size=(20, 10)), "float32")
-        params = {"w": moved}
+        noise = 0.1 * random.normal(size=(30, 10))
+        params = {"w": params["w"] + jnp.asarray(noise, jnp.float32)}
         compression = c_step(params, compression, scopes)
         compression = multiplier_step(params, compression, scopes)
     multiplier = np.asarray(compression.multipliers[0], np.float64)
@@ -189,7 +194,7 @@ def test_multipliers_sum_to_zero_over_what_a_fitted_number_sets(step):
     if compression.codebooks[0].num_fitted == 1:
         sums = [(multiplier * (indices - 1)).sum()]
     else:
-        sums = [multiplier[indices == cluster].sum() for cluster in range(4)]
+        sums = [multiplier[indices == cluster].sum() for cluster in range(2)]
     np.testing.assert_allclose(sums, 0.0, atol=1e-4)
 
 
@@ -202,11 +207,13 @@ def test_one_step_of_a_tiny_mu_is_direct_compression():
     )
 
 
-def test_as_many_values_as_weights_change_nothing():
-    problem = Regression(0)
-    end = run(problem, "lc", LSteps(ends=(1, 2)), k=INPUTS * OUTPUTS)
-    assert end.residuals[-1] < 1e-6
-    assert end.losses[-1] == pytest.approx(problem.loss(problem.optimum), abs=1e-4)
+def test_weights_of_k_distinct_values_change_nothing():
+    signs = jnp.sign(jax.random.normal(jax.random.key(0), (INPUTS, OUTPUTS)))
+    params = {"w": 0.3 * signs}
+    scopes = one_scope(params, kmeans_step(2))
+    compression = compress(params, scopes)
+    np.testing.assert_array_equal(decode(params, compression, scopes)["w"], params["w"])
+    assert float(residual(params, compression, scopes)) == 0.0
 
 
 def test_gradient_of_the_penalty_is_its_derivative_and_zero_on_biases():
@@ -224,8 +231,9 @@ def test_gradient_of_the_penalty_is_its_derivative_and_zero_on_biases():
 
 
 def test_c_step_is_data_free_and_compiles():
-    params = {"w": jax.random.normal(jax.random.key(0), (12, 5)), "b": jnp.ones(5)}
-    scopes = one_scope(params, kmeans_step(3))
+    w = jax.random.normal(jax.random.key(0), (INPUTS, OUTPUTS))
+    params = {"w": w, "b": jnp.ones(5)}
+    scopes = one_scope(params, kmeans_step(2))
     compression = compress(params, scopes).replace(mu=jnp.float32(1.0))
     moved = {**params, "w": params["w"] + 0.3}
     eager = c_step(moved, compression, scopes)
@@ -254,11 +262,11 @@ def test_any_loss_and_optimizer_without_a_job():
     """A user's own loop: Adam, a made-up loss, two groups of weights."""
     key = jax.random.key(3)
     params = {
-        "a": {"w": jax.random.normal(key, (6, 6)), "b": jnp.zeros(6)},
-        "c": {"w": jax.random.normal(key, (6, 2))},
+        "a": {"w": jax.random.normal(key, (15, 20)), "b": jnp.zeros(20)},
+        "c": {"w": jax.random.normal(key, (20, 2))},
     }
     target = jax.random.normal(jax.random.key(4), (8, 2))
-    x = jax.random.normal(jax.random.key(5), (8, 6))
+    x = jax.random.normal(jax.random.key(5), (8, 15))
 
     def loss(params):
         hidden = jnp.tanh(x @ params["a"]["w"] + params["a"]["b"][None])
@@ -267,7 +275,7 @@ def test_any_loss_and_optimizer_without_a_job():
     scopes = find_scopes(
         params,
         [
-            CompressionRule(pattern="a/w", c_step=kmeans_step(4)),
+            CompressionRule(pattern="a/w", c_step=kmeans_step(2)),
             CompressionRule(pattern="c/w", c_step=parse_codebook("binary_scaled")),
         ],
     )
@@ -295,7 +303,7 @@ def test_any_loss_and_optimizer_without_a_job():
         compression = multiplier_step(params, compression, scopes)
     end = decode(params, compression, scopes)
     assert float(loss(end)) < 0.5 * direct
-    assert len(np.unique(end["a"]["w"])) == 4
+    assert len(np.unique(end["a"]["w"])) == 2
     assert len(np.unique(np.abs(end["c"]["w"]))) == 1
     np.testing.assert_array_equal(end["a"]["b"], params["a"]["b"])
 
