@@ -61,7 +61,7 @@ def size_bits(
 def choose_sizes(
     params: PyTree,
     scopes: Sequence[Scope],
-    budget_bits: float,
+    budget_bits: int | float,
     sizes: Sequence[int] = SIZES,
 ) -> tuple[Scope, ...]:
     r"""Returns scopes of adaptive codebooks whose sizes fit a budget best.

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +191,7 @@ def find_scopes(params: PyTree, rules: Sequence[CompressionRule]) -> tuple[Scope
     return tuple(sorted(scopes, key=lambda scope: order.index(scope.paths[0])))
 
 
-def named_leaves(tree: PyTree) -> dict[str, Array]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by path, such as "Dense_0/kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
@@ -213,7 +214,7 @@ def scope_weights(
 
 
 def with_weights(
-    params: PyTree, scopes: Sequence[Scope], vectors: Sequence[Float[Array, "..."]]
+    params: PyTree, scopes: Sequence[Scope], vectors: Sequence[Float[ArrayLike, "..."]]
 ) -> PyTree:
     """Returns params with the vectors in their places, in the leaves' own types."""
     leaves = named_leaves(params)
