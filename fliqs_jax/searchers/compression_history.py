@@ -99,4 +99,4 @@ def _span(w: np.ndarray, levels: np.ndarray) -> tuple[float, float]:
     low = min(w.mean() - reach, levels.min())
     high = max(w.mean() + reach, levels.max())
     margin = 0.05 * (high - low) or 1.0  # weights that are all alike have a span, too
-    return low - margin, high + margin
+    return float(low - margin), float(high + margin)
