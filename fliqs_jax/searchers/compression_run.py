@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from fliqs_jax.costs import storage_bits
 from fliqs_jax.data import Dataset
@@ -237,7 +237,7 @@ def compress_network(
         policy = Policy.uniform(sites, "fp32")
         policy.save(folder / "policy.json")
         save_network(folder, state, policy.formats(sites), classifier)
-        sizes = _write_weights(folder, searcher, state, dataset)
+        sizes = _write_weights(folder, searcher, state)
         target = None if size_budget is None else size_budget * floats
         summary = {
             "accuracy": result["accuracy"],
@@ -333,10 +333,7 @@ def _float_bits(params: PyTree, scopes: Sequence[Scope], reference: str) -> int:
 
 
 def _write_weights(
-    folder: pathlib.Path,
-    searcher: LearningCompression,
-    state: LCState,
-    dataset: Dataset,
+    folder: pathlib.Path, searcher: LearningCompression, state: LCState
 ) -> dict[str, Any]:
     """Writes codebooks.fqcb and compression.json; returns the sizes that came of it."""
     params = searcher.compressed_params(state)
@@ -372,7 +369,7 @@ def _write_weights(
             },
             "values": [values[:rows] for values in history.values],
             "span": history.span,
-            "counts": _by_layer(history.counts[:rows]),
+            "counts": np.moveaxis(history.counts[:rows], 1, 0),
         },
     )
     return {
@@ -382,7 +379,3 @@ def _write_weights(
         "compression_ratio": float_bytes / file_bytes,
         "compression_ratio_formula": compression_ratio(params),
     }
-
-
-def _by_layer(counts: Float[np.ndarray, "J S B"] | Array) -> np.ndarray:
-    return np.moveaxis(np.asarray(counts), 1, 0)
