@@ -373,7 +373,7 @@ def _write_weights(
         },
     )
     return {
-        "cost": sum(layer["bits"] for layer in layers),
+        "cost": float(sum(layer["bits"] for layer in layers)),
         "file_bytes": file_bytes,
         "float_bytes": float_bytes,
         "compression_ratio": float_bytes / file_bytes,
