@@ -52,7 +52,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def reference(digits):
-    """A network that any training improves: a linear model by ridge regression."""
+    """A network that any training improves: an untrained one."""
     model = create_model("lenet300")
     classifier = make_classifier(model, digits)
     images = digits.train.images[:1]
