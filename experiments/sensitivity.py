@@ -13,16 +13,14 @@ Takes the flags of experiments.fliqs; those of its controller have no effect.
 """
 
 import functools
-import pathlib
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 
 import fliqs_jax as fq
 from experiments import common, fliqs, search_flags
+from experiments.float_network import load_float
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.post_training import (
     ALLOCATIONS,
@@ -31,8 +29,8 @@ from fliqs_jax.searchers.post_training import (
     allocate_formats,
 )
 from fliqs_jax.searchers.sensitivity import TrainedState
-from fliqs_jax.train.classifier import image_sites, training_arguments
-from fliqs_jax.train.fitting import describe_variables, fit_variables
+from fliqs_jax.train.classifier import image_sites
+from fliqs_jax.train.fitting import describe_variables
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
@@ -113,32 +111,6 @@ def train_float(
     network = fq.load_network(folder, model)
     seconds = read_json(f"{folder}/summary.json")["seconds"]
     return TrainedState(network.params, network.model_state), seconds
-
-
-def load_float(
-    model: nn.Module | nnx.Module, dataset: Dataset
-) -> tuple[TrainedState, float]:
-    """Loads the float network of --init_from; refuses one that does not fit."""
-    policy_file = pathlib.Path(FLAGS.init_from) / "policy.json"
-    if policy_file.exists():
-        policy = fq.Policy.load(policy_file)
-        formats = {name for pair in policy.values() for name in pair}
-        if formats != {"fp32"}:
-            raise ValueError(
-                f"--init_from={FLAGS.init_from} was trained at"
-                f" {', '.join(sorted(formats))}: give a float network, as"
-                " experiments.fliqs --policy=fp32 trains it"
-            )
-    images = jnp.zeros((1, *dataset.train.image_shape))
-    # A QuantizedModel has init for NNX models, too.
-    init = fq.QuantizedModel(model).init
-    init = functools.partial(init, **training_arguments(model, train=False))
-    variables = fit_variables(
-        fq.load_variables(FLAGS.init_from),
-        jax.jit(init)(jax.random.key(0), images),
-        say=print,
-    )
-    return TrainedState(variables.pop("params"), variables), 0.0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from fliqs_jax.costs.allocation import (
     allocate_exact,
     allocate_greedy,
+    allocate_rows,
     monotone_values,
     total_value,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "allocate",
     "allocate_exact",
     "allocate_greedy",
+    "allocate_rows",
     "average_activation_bits",
     "average_bits",
     "bops",

@@ -8,12 +8,13 @@ are measured is the searchers' business.
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Float, Int, Num
 from scipy import optimize, sparse
 
 from fliqs_jax.costs.budget import check_within_reach, spend_rest_on_ties
@@ -69,6 +70,67 @@ def allocate_exact(
     """
     values = _checked(values, table, budget)
     items = _items(table, values)
+    left = budget - table.exact_constant
+    options = _least_value(
+        items, left, lambda options: table.exact_cost(options) <= budget
+    )
+    return spend_rest_on_ties(options, values, table, budget)
+
+
+def allocate_rows(
+    values: Float[ArrayLike, "L K"] | Sequence,
+    costs: Num[ArrayLike, "L K"] | Sequence,
+    budget: int | float,
+) -> Int[np.ndarray, "L"]:
+    r"""Returns the options of least total value within a budget, from plain tables.
+
+    As `allocate_exact`, for choices that are no formats: what decision l costs at
+    option k is `costs[l, k]`, and there is nothing else.
+
+    Raises:
+      ValueError: if the tables are not of one shape and finite, or no options fit.
+
+    Example:
+      >>> allocate_rows([[0.3, 0.0], [0.9, 0.1]], [[4, 8], [4, 8]], 12).tolist()
+      [0, 1]
+    """
+    values, costs = np.asarray(values, np.float64), np.asarray(costs, np.float64)
+    if values.ndim != 2 or values.shape != costs.shape:
+        raise ValueError(
+            "values and costs must have one shape, a row a decision and a column an "
+            f"option, got {list(values.shape)} and {list(costs.shape)}"
+        )
+    if not np.isfinite([values, costs]).all():
+        raise ValueError("values and costs must be finite, got NaN or infinite ones")
+    least = math.fsum(costs.min(axis=1))
+    if not budget >= least:  # also refuses NaN
+        raise ValueError(
+            f"budget {budget:g} is out of reach: the least reachable cost is {least:g}."
+            " Raise the budget, or add a cheaper option"
+        )
+    rows, width = values.shape
+    items = _Items(
+        values=values.ravel(),
+        costs=costs.ravel(),
+        owners=np.repeat(np.arange(rows), width),
+        first=np.arange(rows) * width,
+        choices=tuple(
+            JointChoice((row,), np.arange(width, dtype=np.int32)[:, None], costs[row])
+            for row in range(rows)
+        ),
+        num_options=width,
+    )
+
+    def fits(options):
+        return math.fsum(_taken(costs, options)) <= budget
+
+    return _least_value(items, budget, fits)
+
+
+def _least_value(
+    items: "_Items", left: int | float, fits: Callable[[np.ndarray], bool]
+) -> np.ndarray:
+    """Returns the options of least value whose items cost what is left at most."""
     objective = (
         items.values - np.minimum.reduceat(items.values, items.first)[items.owners]
     )
@@ -77,9 +139,7 @@ def allocate_exact(
     one_each = sparse.csr_matrix((np.ones(len(columns)), (items.owners, columns)))
     constraints = [
         optimize.LinearConstraint(one_each, 1, 1),
-        optimize.LinearConstraint(
-            items.costs[None] / unit, -np.inf, (budget - table.exact_constant) / unit
-        ),
+        optimize.LinearConstraint(items.costs[None] / unit, -np.inf, left / unit),
     ]
     for _ in range(_MOST_CUTS):
         with _quiet():
@@ -91,18 +151,16 @@ def allocate_exact(
                 options={"mip_rel_gap": 0},
             )
         if result.status == 2:  # infeasible: only the cheapest fit, and rounding hid it
-            break
+            return _cheapest(items)
         if result.x is None:
             raise RuntimeError(f"no exact allocation: {result.message}")
         options = items.options(result.x)
-        if table.exact_cost(options) <= budget:
-            return spend_rest_on_ties(options, values, table, budget)
+        if fits(options):
+            return options
         # Over by the solver's tolerance: this one choice is cut off.
         row = np.isin(columns, items.taken(options)).astype(float)
         constraints.append(optimize.LinearConstraint(row[None], -np.inf, count - 1))
-    else:
-        raise RuntimeError(f"no exact allocation within {_MOST_CUTS} attempts")
-    return spend_rest_on_ties(_cheapest(items), values, table, budget)
+    raise RuntimeError(f"no exact allocation within {_MOST_CUTS} attempts")
 
 
 def allocate_greedy(

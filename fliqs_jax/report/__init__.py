@@ -4,6 +4,8 @@ Reads what a run wrote into its workdir; never trains, never reads a flag.
 """
 
 from fliqs_jax.report.choices import draw_accuracy_cost, draw_formats
+from fliqs_jax.report.compression import compression_table
+from fliqs_jax.report.compression_page import write_compression_report
 from fliqs_jax.report.curves import draw_search, draw_training
 from fliqs_jax.report.html import render_report, write_report
 from fliqs_jax.report.probabilities import draw_expected_bits, draw_probabilities
@@ -22,6 +24,7 @@ __all__ = [
     "SiteRecord",
     "TradeOff",
     "comparison_table",
+    "compression_table",
     "draw_accuracy_cost",
     "draw_expected_bits",
     "draw_formats",
@@ -34,6 +37,7 @@ __all__ = [
     "render_report",
     "sensitivity_table",
     "sites_table",
+    "write_compression_report",
     "write_report",
     "write_sensitivity_plot",
     "write_trade_offs",

@@ -131,7 +131,7 @@ def uniform_table(run: Run) -> str:
         '<th>formats</th><th class="number">test accuracy</th>'
         f'<th class="number">cost (uniform {reference}: 1)</th><th>budget</th>'
     )
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def site_table(run: Run) -> str:
@@ -158,7 +158,7 @@ def site_table(run: Run) -> str:
         "<td></td><td></td><td></td></tr>"
     )
     return page.SECTION.format(
-        name="sites", title="All sites", body=_table(header, lines, foot)
+        name="sites", title="All sites", body=table(header, lines, foot)
     )
 
 
@@ -218,10 +218,11 @@ def _pairs(kind: str, pairs: Mapping[str, str]) -> str:
         for name, value in sorted(pairs.items())
     ]
     header = f"<th>{kind}</th><th>{'version' if kind == 'library' else 'value'}</th>"
-    return _table(header, lines)
+    return table(header, lines)
 
 
-def _table(header: str, lines: Sequence[str], foot: str = "") -> str:
+def table(header: str, lines: Sequence[str], foot: str = "") -> str:
+    """Returns an HTML table of a header's cells, whole rows and a foot's row."""
     foot = f"<tfoot>{foot}</tfoot>" if foot else ""
     return (
         f'<div class="scroll"><table><thead><tr>{header}</tr></thead>'

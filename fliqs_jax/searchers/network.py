@@ -2,6 +2,7 @@
 
 An orbax checkpoint of what inference needs and nothing else: float weights, batch
 statistics, clip bounds, input statistics. The formats are in `policy.json` beside it.
+Weights with codebooks are read from their packed file, where a run wrote one.
 """
 
 import dataclasses
@@ -15,14 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from fliqs_jax.deploy import load_codebooks
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.quantizers.codebook import decode_params
 from fliqs_jax.train.checkpoints import Checkpoints, restore_tree
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.workdir import read_json
 
 _FOLDER = "network"
+CODEBOOK_FILE = "codebooks.fqcb"  # of a run that compressed its weights
 
 
 def _split(variables: PyTree) -> tuple[PyTree, PyTree]:
@@ -105,6 +109,9 @@ def load_network(
         model = _recreate(network, folder)
     policy = Policy.load(folder / "policy.json")
     tree = jax.tree.map(jnp.asarray, restore_tree(folder / _FOLDER))
+    if (folder / CODEBOOK_FILE).exists():  # what is deployed, and so what is used
+        params = decode_params(load_codebooks(folder / CODEBOOK_FILE))
+        tree["params"] = jax.tree.map(jnp.asarray, params)
     sites = image_sites(
         model,
         network["image_shape"],

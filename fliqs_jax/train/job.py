@@ -38,6 +38,8 @@ class Hook:
 
     steps: frozenset[int]
     run: Callable[[PyTree, PyTree], PyTree]
+    # Whether training ends here, ahead of its last step, asked after `run`.
+    ends_run: Callable[[PyTree], bool] = lambda state: False
 
 
 @runtime_checkable  # the tests check annotations while running
@@ -164,8 +166,12 @@ def run_job(
 
             cuts = list(segments(start, settings.steps, _events(hooks, settings)))
             profiled = cuts[min(1, len(cuts) - 1)] if cuts else None  # once compiled
+            ended = False
             for begin, end in cuts:
                 state = _run_hooks(hooks, begin, state, source, mesh)
+                ended = _ended(hooks, begin, state)
+                if ended:
+                    break
                 with _profile(settings.profile_dir, active=(begin, end) == profiled):
                     state, metrics = dispatch(state, source, begin, end)
                 journal.add(metrics)
@@ -178,7 +184,8 @@ def run_job(
                     validate(end, evaluator.recalibrated(state, formats), formats)
                 checkpoints.maybe_save(end, _saved(state, timer))
             if start < settings.steps:
-                state = _run_hooks(hooks, settings.steps, state, source, mesh)
+                if not ended:
+                    state = _run_hooks(hooks, settings.steps, state, source, mesh)
                 formats = searcher.current_formats(state)
                 state = evaluator.recalibrated(state, formats)
                 validate(settings.steps, state, formats)
@@ -238,6 +245,10 @@ def _run_hooks(
         if step in hook.steps:
             state = hook.run(state, shard_batch(source.batch(step), mesh))
     return state
+
+
+def _ended(hooks: list[Hook], step: int, state: PyTree) -> bool:
+    return any(hook.ends_run(state) for hook in hooks if step in hook.steps)
 
 
 @contextlib.contextmanager

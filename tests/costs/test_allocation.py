@@ -12,6 +12,7 @@ from priced_spaces import BOPS, OPTIONS, TABLES, make_sites
 from fliqs_jax.costs import (
     allocate_exact,
     allocate_greedy,
+    allocate_rows,
     cost_table,
     monotone_values,
     most_probable_within,
@@ -176,3 +177,21 @@ def test_wrong_values_are_refused(allocate):
         allocate(broken, BOPS, BOPS.maximum())
     with pytest.raises(ValueError, match="budget nan"):
         allocate(np.zeros((4, 4)), BOPS, float("nan"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_plain_rows_are_allocated_as_brute_force_does(seed):
+    random = np.random.default_rng(seed)
+    values, costs = random.random((5, 4)), random.integers(1, 50, (5, 4))
+    budget = int(costs.min(axis=1).sum() + 20)
+    options = allocate_rows(values, costs, budget)
+    every = np.array(list(itertools.product(range(4), repeat=5)))
+    spent, total = (table[np.arange(5), every].sum(axis=1) for table in (costs, values))
+    assert costs[np.arange(5), options].sum() <= budget
+    least = total[spent <= budget].min()
+    assert values[np.arange(5), options].sum() == pytest.approx(least, abs=1e-9)
+
+
+def test_plain_rows_out_of_reach_are_refused_with_the_least_cost():
+    with pytest.raises(ValueError, match="budget 3 is out of reach: .* cost is 7"):
+        allocate_rows([[1, 0], [1, 0]], [[4, 8], [3, 8]], 3)

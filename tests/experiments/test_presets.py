@@ -6,14 +6,14 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import compare
+from experiments import compare, learning_compression  # noqa: F401
 
 PRESETS = sorted(pathlib.Path("experiments/presets").glob("*.flags"))
 
 
 @pytest.fixture(params=PRESETS, ids=str)
 def preset(request):
-    # compare knows the flags of all launchers, since it hands them on.
+    # compare knows the flags of the launchers that it hands them on to.
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()
         flags.FLAGS(["launcher", f"--flagfile={request.param}"])

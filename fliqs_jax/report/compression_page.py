@@ -1,0 +1,210 @@
+"""The report page of a run that compressed its weights to codebooks."""
+
+import json
+import pathlib
+from html import escape
+from typing import Any
+
+from fliqs_jax.files import replace_text
+from fliqs_jax.report import curves, page, sections, style, words
+from fliqs_jax.report.compression import (
+    CompressionRecord,
+    compression_sentence,
+    draw_l_steps,
+    draw_values,
+    draw_weights,
+    read_compression,
+    shown_layers,
+    values_text,
+)
+from fliqs_jax.report.html import REPORT_NAME
+from fliqs_jax.report.reading import read_run
+from fliqs_jax.report.records import Run
+
+
+def write_compression_report(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes the report.html of a finished compression and returns the file's path.
+
+    Args:
+      workdir: with config.json, summary.json, compression.json and metrics.jsonl.
+
+    Raises:
+      FileNotFoundError: if one of the first three is missing.
+    """
+    folder = pathlib.Path(workdir)
+    run, record = read_run(folder), read_compression(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    network = words.pretty(run.config.model) or "A network"
+    title = (
+        f"{network} on {words.pretty(run.config.dataset)}: "
+        f"{compression_sentence(folder)}"
+    )
+    body = [
+        _head(title, run, record, summary),
+        _weights(record),
+        _course(record),
+        _layers(record, summary),
+        _training(run),
+        sections.reproduction(run),
+        sections.settings(run),
+    ]
+    text = page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(body))
+    replace_text(folder / REPORT_NAME, text)
+    return folder / REPORT_NAME
+
+
+_METHODS = {
+    "lc": "Learning-Compression",
+    "qp": "Learning-Compression without multipliers (quadratic penalty)",
+    "dc": "Direct compression",
+    "idc": "Iterated direct compression",
+}
+
+
+def _head(
+    title: str, run: Run, record: CompressionRecord, summary: dict[str, Any]
+) -> str:
+    method = _METHODS.get(run.config.flags.get("method"), "Learning-Compression")
+    gain = 100 * (summary["accuracy"] - summary["reference_accuracy"])
+    tiles = [
+        (
+            "Test accuracy",
+            words.percent(summary["accuracy"], 2),
+            f"{abs(gain):.2f} points {'above' if gain > 0 else 'below'} the reference",
+        ),
+        (
+            "Compression",
+            f"{summary['compression_ratio']:.1f} ×",
+            f"{words.count(summary['file_bytes'])} bytes on disk; "
+            f"{summary['compression_ratio_formula']:.1f} × by formula, without header",
+        ),
+        (
+            "Bits of a weight",
+            f"{_mean_bits(record):.2f}",
+            "indices and codebooks",
+        ),
+        (
+            "Distance to the codebook",
+            f"{summary['residual']:.1e}",
+            f"of |w|, after {summary['l_steps']} L steps",
+        ),
+        (
+            "Time",
+            words.duration(summary["seconds"]),
+            f"{summary['steps_taken']} of {summary['steps']} steps",
+        ),
+    ]
+    if summary["cost_ratio"] is not None:
+        verdict = words.budget_verdict(summary["cost_ratio"])
+        fraction = f"{summary['cost'] / summary['cost_of_reference']:.3f}"
+        name = f"Size (uniform {run.config.cost_reference}: 1)"
+        tiles.insert(2, (name, fraction, verdict))
+    shown = "".join(
+        page.TILE.format(
+            name=escape(name), value=escape(value), remark=escape(remark), mood=""
+        )
+        for name, value, remark in tiles
+    )
+    return "\n".join(
+        [
+            f'<p class="kicker">{escape(method)} report</p>',
+            f"<h1>{escape(title)}</h1>",
+            '<p class="lead">The weights are exactly values of their codebooks; inputs '
+            "and biases stay float.</p>",
+            f'<div class="tiles">{shown}</div>',
+        ]
+    )
+
+
+def _mean_bits(record: CompressionRecord) -> float:
+    weights = sum(layer.weights for layer in record.layers)
+    return sum(layer.bits for layer in record.layers) / max(1, weights)
+
+
+def _weights(record: CompressionRecord) -> str:
+    left_out = len(record.layers) - len(shown_layers(record))
+    note = f" The {left_out} smallest layers are left out." if left_out else ""
+    histograms = (
+        "Histograms of the weights before the C step, each as high as its panel. "
+        "Orange: the values of the codebook. Leftmost the reference network, "
+        "whose weights know nothing of a codebook; at the end they should be on it."
+        + note
+    )
+    paths = (
+        "The same over all L steps: the darker, the more weights (square root, so that "
+        "few are seen beside many). Orange: the paths of the codebook's values."
+    )
+    return _section(
+        "weights",
+        "Weights pulled onto the codebook",
+        _figure(draw_weights(record), "histograms", "Weights by L step", histograms),
+        _figure(draw_values(record), "paths", "Density of the weights", paths),
+    )
+
+
+def _course(record: CompressionRecord) -> str:
+    caption = (
+        "Loss and error are those of the compressed network, with batch statistics of "
+        "its own; 0 is the reference, directly compressed. The network of least loss on"
+        " training images is the result. Right: how far training has left the weights "
+        "from the codebook."
+    )
+    plot = _figure(draw_l_steps(record), "course", "Loss, error, distance", caption)
+    return _section("course", "Loss and error by L step", plot)
+
+
+def _layers(record: CompressionRecord, summary: dict[str, Any]) -> str:
+    lines = [
+        f"<tr><td><code>{escape(layer.name)}</code></td>"
+        f"<td>{escape(layer.codebook)}</td>"
+        f'<td class="number">{len(layer.values)}</td>'
+        f'<td class="number">{words.count(layer.weights)}</td>'
+        f'<td class="number">{layer.bits / max(1, layer.weights):.2f}</td>'
+        f'<td class="number">{words.count(layer.bits)}</td>'
+        f"<td>{escape(values_text(layer.values))}</td>"
+        f"<td>{escape(_shares(layer))}</td></tr>"
+        for layer in record.layers
+    ]
+    header = (
+        '<th>layer</th><th>codebook</th><th class="number">K</th>'
+        '<th class="number">weights</th><th class="number">bits a weight</th>'
+        '<th class="number">bits</th><th>values</th><th>weights of each</th>'
+    )
+    weights = sum(layer.weights for layer in record.layers)
+    foot = (
+        f"<tr><td>{len(record.layers)} codebooks</td><td></td><td></td>"
+        f'<td class="number">{words.count(weights)}</td>'
+        f'<td class="number">{_mean_bits(record):.2f}</td>'
+        f'<td class="number">{words.count(summary["cost"])}</td><td></td><td></td></tr>'
+    )
+    table = sections.table(header, lines, foot)
+    return _section("layers", "Layers and their codebooks", table)
+
+
+def _shares(layer) -> str:
+    if len(layer.uses) > 4:
+        used = int((layer.uses > 0).sum())
+        return f"{used} of {len(layer.uses)} used"
+    total = max(1, layer.weights)
+    return ", ".join(words.percent(uses / total, 0) for uses in layer.uses)
+
+
+def _training(run: Run) -> str:
+    if not curves.has_training(run):
+        return ""
+    caption = (
+        "Of the weights w of the L steps, on training batches, without the penalty. "
+        "Pale: as recorded; full colour: running mean. The star is the compressed "
+        "network on the test set."
+    )
+    plot = _figure(curves.draw_training(run), "training", "Accuracy and loss", caption)
+    return _section("training", "Training", plot)
+
+
+def _figure(figure, name: str, label: str, caption: str) -> str:
+    svg = style.to_svg(figure, name)
+    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
+
+
+def _section(name: str, title: str, *parts: str) -> str:
+    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))

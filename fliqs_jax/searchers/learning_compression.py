@@ -1,0 +1,499 @@
+r"""Learning-Compression: weights that are trained onto their codebooks.
+
+.. math:: \min_{w, \Theta} L(w) \quad \text{s.t.} \quad w = \Delta(\Theta)
+
+Theta are the values of the codebooks and the index of every weight, Delta reads the
+weights off them. The augmented Lagrangian of the constraint is minimised by turns:
+
+.. math::
+    \text{L step:} \quad & w \leftarrow \arg\min_w L(w)
+        - \lambda^T (w - \Delta(\Theta)) + \tfrac{\mu}{2} \|w - \Delta(\Theta)\|^2 \\
+    \text{C step:} \quad & \Theta \leftarrow \Pi(w - \lambda / \mu) \\
+    & \lambda \leftarrow \lambda - \mu \, (w - \Delta(\Theta))
+
+with mu growing. An L step is ordinary training with a pull on the weights; a C step
+looks at no data and is exact (`quantizers.codebook`). The result is Delta(Theta), never
+w.
+
+The first part of this module are these equations, for any pytree of parameters and any
+optimizer. `LearningCompression` is the method as `fliqs_jax.train.job` runs it, all of
+its L steps by one compiled training step.
+
+Reference: Carreira-Perpinan, Model compression as constrained optimization, part I:
+general framework, 2017, https://arxiv.org/abs/1707.01209; and Idelbayev, part II:
+quantization, 2017, https://arxiv.org/abs/1707.04319
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+
+from fliqs_jax.quantizers.codebook import Codebook
+from fliqs_jax.searchers.compression_history import (
+    Best,
+    History,
+    init_history,
+    record,
+)
+from fliqs_jax.searchers.compression_rules import (
+    Scope,
+    scope_weights,
+    with_codebooks,
+    with_weights,
+)
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.fitting import start_variables
+from fliqs_jax.train.job import Hook
+from fliqs_jax.train.losses import correct, cross_entropy
+from fliqs_jax.train.mapping import AXIS, Step, device_keys
+
+
+@typing.no_type_check  # eval_shape and others put other leaves in the fields
+@flax.struct.dataclass
+class Compression:
+    """Theta, lambda and mu: what pulls the weights, a vector for each scope."""
+
+    codebooks: tuple[Codebook, ...]  # Theta; the indices as a vector
+    decoded: tuple[Float[Array, "..."], ...]  # Delta(Theta)
+    multipliers: tuple[Float[Array, "..."], ...]  # lambda
+    mu: Float[ArrayLike, ""]
+
+
+def compress(params: PyTree, scopes: Sequence[Scope]) -> Compression:
+    r"""Projects weights on their codebooks: direct compression.
+
+    .. math:: \Theta = \Pi(w), \quad \lambda = 0, \quad \mu = 0
+
+    Args:
+      params: any pytree of arrays.
+      scopes: from `find_scopes`.
+
+    Example:
+      >>> from fliqs_jax.searchers.compression_rules import (
+      ...     CompressionRule, find_scopes, kmeans_step)
+      >>> params = {"kernel": jnp.array([[0.0, 1.0, 5.0]]), "bias": jnp.ones(3)}
+      >>> rule = CompressionRule(pattern="kernel", c_step=kmeans_step(2))
+      >>> scopes = find_scopes(params, [rule])
+      >>> decode(params, compress(params, scopes), scopes)["kernel"].tolist()
+      [[0.5, 0.5, 5.0]]
+    """
+    weights = scope_weights(params, scopes)
+    codebooks = tuple(
+        scope.c_step.project(w, None) for scope, w in zip(scopes, weights, strict=True)
+    )
+    return Compression(
+        codebooks=codebooks,
+        decoded=tuple(codebook.decode() for codebook in codebooks),
+        multipliers=tuple(jnp.zeros_like(w) for w in weights),
+        mu=jnp.zeros(()),
+    )
+
+
+def penalty(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> Float[Array, ""]:
+    r"""Returns what the augmented Lagrangian adds to the loss.
+
+    .. math:: -\lambda^T (w - \Delta) + \tfrac{\mu}{2} \|w - \Delta\|^2
+    """
+    total = jnp.zeros(())
+    for w, decoded, multiplier in _vectors(params, compression, scopes):
+        gap = w - decoded
+        total += -multiplier @ gap + 0.5 * compression.mu * (gap @ gap)
+    return total
+
+
+def penalty_gradient(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> PyTree:
+    r"""Returns the gradient of `penalty`: add it to the loss's in an L step.
+
+    .. math:: \mu \, (w - \Delta) - \lambda
+
+    A tree like `params`, zero where nothing is compressed.
+    """
+    pulls = [
+        compression.mu * (w - decoded) - multiplier
+        for w, decoded, multiplier in _vectors(params, compression, scopes)
+    ]
+    return with_weights(jax.tree.map(jnp.zeros_like, params), scopes, pulls)
+
+
+def c_step(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> Compression:
+    r"""Projects the weights on their codebooks again, from the values they had.
+
+    .. math:: \Theta \leftarrow \Pi(w - \lambda / \mu)
+
+    For mu = 0 (no penalty) of w itself. An adaptive codebook starts from its values.
+    """
+    mu = compression.mu
+    codebooks = tuple(
+        scope.c_step.project(
+            w - jnp.where(mu > 0, multiplier / jnp.where(mu > 0, mu, 1.0), 0.0),
+            before.values,
+        )
+        for scope, before, (w, _, multiplier) in zip(
+            scopes,
+            compression.codebooks,
+            _vectors(params, compression, scopes),
+            strict=True,
+        )
+    )
+    return compression.replace(
+        codebooks=codebooks,
+        decoded=tuple(codebook.decode() for codebook in codebooks),
+    )
+
+
+def multiplier_step(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> Compression:
+    r"""Moves the multipliers towards where the weights would meet the codebook.
+
+    .. math:: \lambda \leftarrow \lambda - \mu \, (w - \Delta(\Theta))
+
+    Without it (the quadratic-penalty method) w meets Delta only as mu goes to infinity.
+    """
+    return compression.replace(
+        multipliers=tuple(
+            multiplier - compression.mu * (w - decoded)
+            for w, decoded, multiplier in _vectors(params, compression, scopes)
+        )
+    )
+
+
+def decode(params: PyTree, compression: Compression, scopes: Sequence[Scope]) -> PyTree:
+    """Returns params with the compressed weights in place: w := Delta(Theta)."""
+    return with_weights(params, scopes, compression.decoded)
+
+
+def residual(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> Float[Array, ""]:
+    r"""Returns how far the weights are from their codebooks, relatively.
+
+    .. math:: \|w - \Delta(\Theta)\| / \|w\|
+    """
+    gap, size = jnp.zeros(()), jnp.zeros(())
+    for w, decoded, _ in _vectors(params, compression, scopes):
+        gap += jnp.sum((w - decoded) ** 2)
+        size += jnp.sum(w**2)
+    return jnp.sqrt(gap) / jnp.maximum(jnp.sqrt(size), jnp.finfo(jnp.float32).tiny)
+
+
+def clipped_learning_rate(
+    learning_rate: Float[ArrayLike, ""], mu: Float[ArrayLike, ""]
+) -> Float[Array, ""]:
+    r"""Returns a learning rate at which the penalty alone cannot diverge.
+
+    .. math:: \eta' = \min(\eta, 1 / \mu)
+
+    A gradient step of the penalty multiplies w - Delta by 1 - eta mu.
+
+    Example:
+      >>> [float(clipped_learning_rate(0.5, mu)) for mu in (0.0, 1.0, 8.0)]
+      [0.5, 0.5, 0.125]
+    """
+    return jnp.minimum(learning_rate, 1.0 / jnp.maximum(mu, 1e-30))
+
+
+def _vectors(params, compression, scopes):
+    """Yields (w, Delta, lambda) of each scope."""
+    weights = scope_weights(params, scopes)
+    yield from zip(weights, compression.decoded, compression.multipliers, strict=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What happens around the C steps: the method, or what it is compared with."""
+
+    penalty: bool  # in L steps
+    multipliers: bool  # or only the quadratic penalty
+    restart: bool  # each L step from Delta
+
+
+VARIANTS = {
+    "lc": Variant(penalty=True, multipliers=True, restart=False),
+    "qp": Variant(penalty=True, multipliers=False, restart=False),
+    # Direct compression: training that knows nothing of it, then a C step.
+    "dc": Variant(penalty=False, multipliers=False, restart=False),
+    # Iterated direct compression: trained on from the compressed weights each time.
+    "idc": Variant(penalty=False, multipliers=False, restart=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSteps:
+    r"""When L steps end, and the mu of each.
+
+    .. math:: \mu_j = \mu_0 \, a^j
+    """
+
+    ends: tuple[int, ...]  # training steps taken by then, ascending
+    mu: float = 9e-5
+    growth: float = 1.1  # a
+
+    def __post_init__(self):
+        if not self.ends or any(np.diff([0, *self.ends]) < 1):
+            raise ValueError(
+                "ends must be steps in ascending order from 1 on, each L step having "
+                f"one at least, got {self.ends}: take fewer L steps or more steps"
+            )
+        if not self.mu > 0 or not self.growth >= 1:
+            raise ValueError(
+                "mu must be positive and growth at least 1, got "
+                f"mu={self.mu}, growth={self.growth}"
+            )
+
+    @classmethod
+    def of(cls, steps: int, count: int, *, first: float = 2.0, **schedule) -> "LSteps":
+        """Returns L steps of equal length, the first one `first` times as long.
+
+        Example:
+          >>> LSteps.of(50, 4).ends
+          (20, 30, 40, 50)
+        """
+        if count < 1 or not first > 0:
+            raise ValueError(
+                "there must be at least one L step, the first of a positive length, "
+                f"got count={count}, first={first}"
+            )
+        shares = (first + np.arange(count)) / (first + count - 1)
+        ends = np.round(steps * shares).astype(int)
+        return cls(ends=tuple(ends.tolist()), **schedule)
+
+    def mu_of(self, number: int) -> float:
+        """Returns the mu of an L step, counted from 0."""
+        return self.mu * self.growth**number
+
+
+@typing.no_type_check  # eval_shape and others put other leaves in the fields
+@flax.struct.dataclass
+class LCState:
+    """Everything a step changes; equal on all devices, saved in every checkpoint."""
+
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    params: PyTree  # w, and what is not compressed
+    model_state: PyTree  # batch statistics and other collections
+    opt_state: PyTree
+    compression: Compression
+    l_step: Int[Array, ""]  # number of the present one
+    best: Best  # Delta(Theta) of least training loss so far
+    history: History
+
+
+# What Delta(Theta) is worth: losses and errors by name (see compression_history).
+Measure = Callable[[LCState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LearningCompression:
+    """A compression of weights: what `fliqs_jax.train.job` runs, a `Searcher`."""
+
+    classifier: Classifier
+    scopes: tuple[Scope, ...]
+    l_steps: LSteps
+    optimizer: optax.GradientTransformation  # made with a learning rate of 1
+    learning_rate: Callable[[Int[Array, ""]], Float[ArrayLike, ""]]  # by L step
+    variant: Variant = VARIANTS["lc"]
+    tolerance: float = 1e-3  # of the residual: the run ends below it; 0 is never
+    clip_learning_rate: bool = True
+    label_smoothing: float = 0.0
+    variables: Mapping[str, Any] | None = None  # the reference; None is fresh ones
+    measure: Measure | None = None  # of states at Delta(Theta); None keeps the last
+
+    def __post_init__(self):
+        if not self.scopes:
+            raise ValueError("scopes must hold at least one, got none: add a rule")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must not be negative, got {self.tolerance}")
+
+    def init(self, key: Key[Array, ""], images: ArrayLike) -> LCState:
+        """Returns the state before the first step; nothing is compressed yet."""
+        init_key, run_key = jax.random.split(key)
+        params, model_state = start_variables(
+            self.variables, *self.classifier.init(init_key, images)
+        )
+        shapes = jax.eval_shape(lambda params: compress(params, self.scopes), params)
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return LCState(
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+            params=params,
+            model_state=model_state,
+            opt_state=self.optimizer.init(params),
+            compression=empty,
+            l_step=jnp.zeros((), jnp.int32),
+            best=Best(
+                params=jax.tree.map(jnp.zeros_like, params),
+                codebooks=jax.tree.map(jnp.zeros_like, empty.codebooks),
+                loss=jnp.full((), jnp.inf),
+                l_step=jnp.full((), -1, jnp.int32),
+            ),
+            history=init_history(empty.codebooks, len(self.l_steps.ends)),
+        )
+
+    def step(self, state: LCState, batch: dict) -> tuple[LCState, dict]:
+        """Takes a step of the L step on one batch; runs per device (axis `data`)."""
+        keys = device_keys(state.key, state.step, ("augment", "dropout"))
+        images = self.classifier.training_images(keys["augment"], batch["image"])
+        labels = batch["label"]
+
+        def objective(params):
+            logits, model_state = self.classifier.train_forward(
+                params,
+                state.model_state,
+                images,
+                formats=None,
+                dropout_key=keys["dropout"],
+            )
+            loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            return loss.mean(), (model_state, correct(logits, labels).mean())
+
+        (loss, (model_state, accuracy)), gradients = jax.value_and_grad(
+            objective, has_aux=True
+        )(state.params)
+        gradients, model_state, loss, accuracy = lax.pmean(
+            (gradients, model_state, loss, accuracy), AXIS
+        )
+        pull = penalty_gradient(state.params, state.compression, self.scopes)
+        updates, opt_state = self.optimizer.update(
+            jax.tree.map(jnp.add, gradients, pull), state.opt_state, state.params
+        )
+        rate = self.learning_rate(state.l_step)
+        if self.clip_learning_rate:
+            rate = clipped_learning_rate(rate, state.compression.mu)
+        updates = jax.tree.map(lambda x: (rate * x).astype(x.dtype), updates)
+        return (
+            state.replace(
+                step=state.step + 1,
+                params=optax.apply_updates(state.params, updates),
+                model_state=model_state,
+                opt_state=opt_state,
+            ),
+            {"loss": loss, "accuracy": accuracy},
+        )
+
+    def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
+        """Returns the work between steps: the C steps."""
+        assert steps == self.l_steps.ends[-1]
+        return [
+            Hook(frozenset({0}), lambda state, batch: self.start(state)),
+            Hook(
+                frozenset(self.l_steps.ends),
+                lambda state, batch: self.end_l_step(state),
+                ends_run=self.converged,
+            ),
+        ]
+
+    def start(self, state: LCState) -> LCState:
+        """Compresses the reference directly; the first L step starts (host)."""
+        params = jax.device_get(state.params)
+        compression = compress(params, self.scopes)
+        return self._next_l_step(state, params, compression, number=0)
+
+    def end_l_step(self, state: LCState) -> LCState:
+        """Takes C step and multiplier step, and starts the next L step (host).
+
+        After the last one the weights become the best Delta(Theta) of the run.
+        """
+        params, before = jax.device_get((state.params, state.compression))
+        compression = c_step(params, before, self.scopes)
+        if self.variant.multipliers:
+            compression = multiplier_step(params, compression, self.scopes)
+        number = int(state.l_step) + 1
+        state = self._next_l_step(state, params, compression, number)
+        if number == len(self.l_steps.ends) or self.converged(state):
+            return state.replace(params=_own_copy(state.best.params, state))
+        return state
+
+    def _next_l_step(self, state, params, compression, number):
+        """Returns the state at the start of an L step, after what came before it."""
+        decoded = decode(params, compression, self.scopes)
+        measured = {}
+        if self.measure is not None:
+            at_decoded = _own_copy(decoded, state)
+            measured = self.measure(state.replace(params=at_decoded))
+        weights = scope_weights(params, self.scopes)
+        history = record(
+            jax.device_get(state.history),
+            number,
+            weights=weights,
+            codebooks=compression.codebooks,
+            residual=residual(params, compression, self.scopes),
+            mu=compression.mu,
+            measured=measured,
+        )
+        best = jax.device_get(state.best)
+        loss = np.float32(measured.get("train_loss", -np.inf))
+        if loss <= best.loss:
+            best = Best(decoded, compression.codebooks, loss, np.int32(number))
+        more = number < len(self.l_steps.ends)
+        if self.variant.penalty and more:
+            mu = np.float32(self.l_steps.mu_of(number))
+            compression = compression.replace(mu=mu)
+        if self.variant.restart:
+            params = decoded
+        fresh = {
+            "params": params,
+            "compression": compression,
+            "l_step": np.int32(number),
+            "best": best,
+            "history": history,
+        }
+        # Moments belong to the old target: the new one is somewhere else.
+        moments = self.optimizer.init(state.params)
+        return state.replace(
+            opt_state=_own_copy(moments, state), **_own_copy(fresh, state)
+        )
+
+    def converged(self, state: LCState) -> bool:
+        """Returns whether the weights have met their codebooks (host)."""
+        number = int(state.l_step)
+        return number > 0 and float(state.history.residual[number]) < self.tolerance
+
+    def compressed_params(self, state: LCState) -> PyTree:
+        """Returns the best parameters, a Codebook for each compressed leaf (host)."""
+        best = jax.device_get(state.best)
+        return with_codebooks(best.params, self.scopes, best.codebooks)
+
+    def current_formats(self, state: LCState) -> None:
+        """Returns no formats: compressed weights are plain numbers."""
+        return None
+
+    def progress(self, state: LCState) -> dict[str, Any]:
+        """Returns the residual and the mu of the L step before."""
+        number = int(state.l_step)
+        return {
+            "l_step": number,
+            "residual": float(state.history.residual[number]),
+            "mu": float(state.compression.mu),
+        }
+
+    def summary(self, state: LCState) -> dict[str, Any]:
+        """Returns how the run ended."""
+        number = int(state.l_step)
+        return {
+            "l_steps": number,
+            "residual": float(state.history.residual[number]),
+            "best_l_step": int(state.best.l_step),
+            "steps_taken": int(state.step),
+        }
+
+
+def _own_copy(tree: PyTree, state: LCState) -> PyTree:
+    """Returns arrays placed as the state's are, sharing no memory with others."""
+    copies = jax.tree.map(lambda x: np.array(jax.device_get(x)), tree)
+    return jax.device_put(copies, state.step.sharding)

@@ -1,0 +1,137 @@
+"""The launcher of Learning-Compression as a user runs it: files, report, mistakes."""
+
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import fliqs_jax as fq
+from experiments import evaluate, learning_compression
+
+SMALL = (
+    "--dataset=digits",
+    "--model=lenet300",
+    "--steps=60",
+    "--reference_steps=40",
+    "--batch_size=32",
+    "--lc_steps=3",
+    "--mu=0.02",
+    "--mu_growth=3",
+    "--log_every=20",
+    "--learning_rate=0.03",
+    "--codebook=ternary_scaled",
+)
+
+
+def launch(launcher, *arguments):
+    """Runs a launcher in this process with these flags and no others."""
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["launcher", *arguments])
+        launcher.run()
+
+
+def summary_of(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(learning_compression, *SMALL, f"--workdir={workdir}")
+    return workdir
+
+
+def test_a_run_leaves_the_promised_files(finished):
+    names = {entry.name for entry in finished.iterdir()}
+    assert {
+        "policy.json", "summary.json", "metrics.jsonl", "report.html", "checkpoints",
+        "codebooks.fqcb", "compression.json", "network", "float",
+    } <= names  # fmt: skip
+    summary = summary_of(finished)
+    for key in ("accuracy", "cost", "cost_target", "cost_ratio", "seconds", "versions"):
+        assert key in summary
+    assert summary["compile_count"] == 1 and summary["steps"] == 60
+    assert summary["compression_ratio"] > 12  # two bits of 32, biases and header
+    assert summary["reference_accuracy"] > 0.6  # 40 steps of training; chance is 0.1
+    assert summary["accuracy"] > 0.5
+
+
+def test_policy_says_that_decoded_weights_are_floats(finished):
+    policy = fq.Policy.load(finished / "policy.json")
+    assert set(policy.values()) == {("fp32", "fp32")}
+
+
+def test_report_shows_weights_course_and_layers(finished):
+    text = (finished / "report.html").read_text()
+    for section in ("weights", "course", "layers", "training"):
+        assert f'<section id="{section}">' in text
+    assert "Dense_0/kernel" in text and "ternary, scaled" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_evaluate_gives_the_accuracy_of_the_packed_weights(finished, capsys):
+    launch(evaluate, f"--workdir={finished}")
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"] == pytest.approx(summary_of(finished)["accuracy"])
+
+
+def test_finished_run_is_reported_not_repeated(finished, capsys):
+    before = (finished / "summary.json").stat().st_mtime_ns
+    launch(learning_compression, *SMALL, f"--workdir={finished}")
+    assert "finished run" in capsys.readouterr().out
+    assert (finished / "summary.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--codebook=kmeans"], "needs a size: give codebook_size=K"),
+        (["--codebook=int33"], "codebook 'int33': use kmeans"),
+        (["--codebook_size=5"], "ternary_scaled' has 3 values"),
+        (["--lc_steps=70"], "take fewer L steps or more steps"),
+        (["--mu=0"], "mu must be positive"),
+        (["--size_budget=0.2"], "leave out --codebook"),
+        (["--codebook=kmeans", "--size_budget=0.01"], "least reachable is 0.1255"),
+        (["--init_skip=Dense_0/.*"], "--init_skip leaves weights untrained"),
+        (["--init_from=nowhere"], "no checkpoint at"),
+    ],
+)
+def test_a_mistake_is_refused_before_training(changed, message, tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(learning_compression, *SMALL, *changed, f"--workdir={workdir}")
+    assert not workdir.exists()
+
+
+def test_flags_without_effect_are_named(finished, tmp_path, capsys):
+    with pytest.raises(ValueError, match="other settings"):
+        given = ("--method=idc", "--cost_target=0.5", f"--workdir={finished}")
+        launch(learning_compression, *SMALL, *given)
+    said = capsys.readouterr().out
+    assert "note: --cost_target has no effect: use --size_budget" in said
+    assert "note: --mu has no effect: idc has no penalty" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lc", "qp", "dc", "idc"])
+def test_methods_run_from_one_reference_on_free_values(method, finished, tmp_path):
+    changed = ("--codebook=kmeans", "--codebook_size=2", f"--method={method}")
+    start = f"--init_from={finished}/float"
+    launch(learning_compression, *SMALL, *changed, start, f"--workdir={tmp_path / 'r'}")
+    layers = json.loads((tmp_path / "r" / "compression.json").read_text())["layers"]
+    assert [len(layer["values"]) for layer in layers] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_size_budget_is_met(finished, tmp_path):
+    changed = (
+        "--codebook=kmeans",
+        "--size_budget=0.35",
+        f"--init_from={finished}/float",
+    )
+    launch(learning_compression, *SMALL, *changed, f"--workdir={tmp_path / 'r'}")
+    summary = summary_of(tmp_path / "r")
+    assert 0.5 < summary["cost_ratio"] <= 1.0
+    assert summary["cost_target"] == pytest.approx(0.35 * 8 * 50_200)
