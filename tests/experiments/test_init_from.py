@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 
 import fliqs_jax as fq
 from experiments import evaluate, fliqs
-from fliqs_jax.searchers import format_search
+from fliqs_jax.searchers import search_run
 from fliqs_jax.train.checkpoints import restore_tree
 
 SMALL = (
@@ -50,7 +50,7 @@ def first_state(monkeypatch, tmp_path):
         images = dataset.train.images[:1]
         raise Started(searcher.init(jax.random.key(job.seed), images))
 
-    monkeypatch.setattr(format_search, "run_job", run_job)
+    monkeypatch.setattr(search_run, "run_job", run_job)
 
     def launched(*arguments, workdir):
         with pytest.raises(Started) as caught:

@@ -83,6 +83,7 @@ def test_network_loads_with_its_learned_clips(finished, capsys):
     assert result["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_policy_found_can_be_trained_at(finished, tmp_path, capsys):
     workdir = tmp_path / "again"
     launch(qbitopt, *SMALL, f"--workdir={workdir}", f"--policy={finished}/policy.json")

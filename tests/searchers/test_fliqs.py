@@ -112,6 +112,7 @@ def test_inputs_that_are_never_negative_get_unsigned_names(digits, whole_run):
     assert signs == [False, True, True]  # normalised pixels, then two ReLUs
 
 
+@pytest.mark.slow
 def test_same_seed_same_trajectory_other_seed_another(digits, whole_run):
     again = run(make_search(digits), digits, mapping.make_mesh(), 16)
     jax.tree.map(np.testing.assert_array_equal, again[1], whole_run[1])
