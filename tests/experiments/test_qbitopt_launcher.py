@@ -121,7 +121,7 @@ def test_a_mistake_is_refused_before_training(changed, message, tmp_path):
 @pytest.mark.parametrize(
     "given",
     [
-        ("--cost=mean_bits", "--cost_target=0.5", "--first_last=int8"),
+        ("--cost=mean_bits", "--cost_target=0.85", "--first_last=int8"),
         ("--cost=size", "--cost_target=0.4", "--weights_only"),
         ("--cost=activation_size", "--cost_target=0.4", "--rescale_range"),
         ("--noseparate", "--damping=0.1"),
