@@ -69,7 +69,13 @@ def probed_diagonal(
         jax.random.rademacher(one, leaf.shape, leaf.dtype)
         for one, leaf in zip(keys, leaves, strict=True)
     )
-    _, product = jax.jvp(jax.grad(loss), (weights,), (probe,))
+
+    def slope(weights):  # along the probe; its gradient is the product H v
+        products = jax.tree.map(jnp.vdot, jax.grad(loss)(weights), probe)
+        return sum(jax.tree.leaves(products))
+
+    # Reverse mode twice: custom gradients, as our convolutions have, know no other.
+    product = jax.grad(slope)(weights)
     return jax.tree.map(jnp.multiply, probe, product)
 
 

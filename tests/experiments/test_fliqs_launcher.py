@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from launching import launch
 
 import fliqs_jax as fq
 from experiments import common, evaluate, fliqs
@@ -32,14 +33,6 @@ SMALL = (
     "--checkpoint_every=20",
     "--learning_rate=0.05",
 )
-
-
-def launch(launcher, *arguments):
-    """Runs a launcher in this process with these flags and no others."""
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["launcher", *arguments])
-        launcher.run()
 
 
 @pytest.fixture(scope="module")

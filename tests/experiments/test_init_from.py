@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from absl import flags
-from absl.testing import flagsaver
+from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, fliqs
@@ -28,14 +27,6 @@ SMALL = (
 )
 FLOAT = (*SMALL, "--steps=60", "--learning_rate=0.05", "--policy=fp32")
 FINE_TUNING = (*SMALL, "--steps=20", "--learning_rate=0.01", "--checkpoint_every=5")
-
-
-def launch(launcher, *arguments):
-    """Runs a launcher in this process with these flags and no others."""
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["launcher", *arguments])
-        launcher.run()
 
 
 class Started(Exception):

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, learning_compression
@@ -22,14 +21,6 @@ SMALL = (
     "--learning_rate=0.03",
     "--codebook=ternary_scaled",
 )
-
-
-def launch(launcher, *arguments):
-    """Runs a launcher in this process with these flags and no others."""
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["launcher", *arguments])
-        launcher.run()
 
 
 def summary_of(workdir):

@@ -8,8 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, qbitopt
@@ -29,14 +28,6 @@ SMALL = (
     "--checkpoint_every=10",
     "--learning_rate=0.05",
 )
-
-
-def launch(launcher, *arguments):
-    """Runs a launcher in this process with these flags and no others."""
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["launcher", *arguments])
-        launcher.run()
 
 
 @pytest.fixture(scope="module")

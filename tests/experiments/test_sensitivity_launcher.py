@@ -6,8 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, fliqs, sensitivity
@@ -26,14 +25,6 @@ SMALL = (
     "--learning_rate=0.05",
     "--batches=2",
 )
-
-
-def launch(launcher, *arguments):
-    """Runs a launcher in this process with these flags and no others."""
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["launcher", *arguments])
-        launcher.run()
 
 
 def summary_of(workdir):
