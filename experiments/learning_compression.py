@@ -36,7 +36,7 @@ from fliqs_jax.searchers.compression_run import (
     compress_network,
     weight_paths,
 )
-from fliqs_jax.searchers.learning_compression import VARIANTS
+from fliqs_jax.searchers.compression_schedule import VARIANTS
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables

@@ -35,11 +35,10 @@ from fliqs_jax.searchers.compression_rules import (
     find_scopes,
     named_leaves,
 )
+from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps
 from fliqs_jax.searchers.learning_compression import (
-    VARIANTS,
     LCState,
     LearningCompression,
-    LSteps,
     Measure,
 )
 from fliqs_jax.searchers.network import CODEBOOK_FILE, save_network

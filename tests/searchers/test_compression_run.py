@@ -26,11 +26,8 @@ from fliqs_jax.searchers.compression_run import (
     compress_network,
     weight_paths,
 )
-from fliqs_jax.searchers.learning_compression import (
-    VARIANTS,
-    LearningCompression,
-    LSteps,
-)
+from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps
+from fliqs_jax.searchers.learning_compression import LearningCompression
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.sites import find_sites
 from fliqs_jax.train import mapping

@@ -17,9 +17,8 @@ from fliqs_jax.searchers.compression_rules import (
     kmeans_step,
     parse_codebook,
 )
+from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps
 from fliqs_jax.searchers.learning_compression import (
-    VARIANTS,
-    LSteps,
     c_step,
     clipped_learning_rate,
     compress,
