@@ -7,12 +7,15 @@ Every run is a launcher in a folder of its own under the workdir: the search, un
 policies, random policies of the same cost, and the search's policy trained from
 scratch; on request the published form of the search, QBitOpt with its own uniform
 baselines, and policies allocated by sensitivity, as they are and trained from scratch,
-all from one float network a seed. Flags of the launchers (--dataset, --model, --steps,
---policy_every, ...) are handed on to every run; a launcher ignores those that only
-another one knows.
+and codebooks by Learning-Compression and its rivals (--compression), these all from one
+float network a seed. --nosearch leaves the search out.
+
+Flags of the launchers (--dataset, --model, --steps, --policy_every, ...) are handed on
+to every run; a launcher ignores those that only another one knows.
 
 Finished runs are skipped, interrupted ones resumed: run the same command again. Writes
-comparison.csv, comparison.md and comparison.png.
+comparison.csv, comparison.md and comparison.png; of codebooks compression.md and
+compression.png, too.
 """
 
 import functools
@@ -20,21 +23,28 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import common, fliqs, qbitopt, sensitivity
+from experiments import common, fliqs, learning_compression, qbitopt, sensitivity
+from experiments.comparison.codebooks import write_codebook_results
 from experiments.comparison.execution import execute
 from experiments.comparison.planning import Method, Run, plan_runs
 from experiments.comparison.results import write_results
+from fliqs_jax.searchers.compression_schedule import VARIANTS
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
-LAUNCHERS = (fliqs, qbitopt, sensitivity)  # imported, so their flags are defined by now
-_HANDED_ON = frozenset(FLAGS) - {"workdir"}  # those given go to every run
+# Imported, so their flags are defined by now.
+LAUNCHERS = (fliqs, qbitopt, sensitivity, learning_compression)
+# Those of the float network that codebooks start from.
+_REFERENCE = {"reference_steps": "steps", "reference_learning_rate": "learning_rate"}
+_HANDED_ON = frozenset(FLAGS) - {"workdir", *_REFERENCE}  # those given go to every run
 # What tells the runs of a comparison apart.
 _OURS = {
     "seed": "use --seeds",
     "policy": "use --uniform, --random_policies, --retrain",
     "measure": "use --sensitivity",
+    "method": "use --compression",
+    "codebook_size": "use --codebook_sizes",
 }
 
 flags.DEFINE_string("preset", None, "As --flagfile, which prevails.")
@@ -42,6 +52,7 @@ flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of every method each.")
 flags.DEFINE_list(
     "cost_targets", [], "Budgets to run each method at (default: --cost_target)."
 )
+flags.DEFINE_bool("search", True, "Run the search of FLIQS.")
 flags.DEFINE_list("uniform", ["int3"], "Uniform policies to train as long.")
 flags.DEFINE_integer("random_policies", 2, "Random policies of equal cost a seed.")
 flags.DEFINE_bool("retrain", True, "Train the policy found from scratch as well.")
@@ -49,6 +60,8 @@ flags.DEFINE_bool("published", False, "Run the published form of the search as w
 flags.DEFINE_bool("qbitopt", False, "Run QBitOpt as well.")
 flags.DEFINE_list("qbitopt_uniform", [], "Uniform policies with QBitOpt's quantizers.")
 flags.DEFINE_list("sensitivity", [], "Measures to allocate by: loss,kl,mse,fisher.")
+flags.DEFINE_list("compression", [], f"Codebooks by: {','.join(VARIANTS)}.")
+flags.DEFINE_list("codebook_sizes", ["2", "4", "16"], "Of --compression: K, each.")
 flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
 
@@ -89,7 +102,8 @@ def report(root: pathlib.Path, finished: Run) -> None:
 
 
 def _write(root: pathlib.Path) -> str:
-    return write_results(root, cost=FLAGS.cost, reference=FLAGS.cost_reference)
+    table = write_results(root, cost=FLAGS.cost, reference=FLAGS.cost_reference)
+    return "\n\n".join(filter(None, (table, write_codebook_results(root))))
 
 
 def plan(root: pathlib.Path) -> list[Run]:
@@ -104,7 +118,9 @@ def plan(root: pathlib.Path) -> list[Run]:
 
 def methods(seed: int) -> dict[str, Method]:
     """Returns the methods that the flags ask for, in the order to run them."""
-    known = {"search": Method()}
+    known = {}
+    if FLAGS.search:
+        known["search"] = Method()
     if FLAGS.qbitopt:
         known["qbitopt"] = Method(launcher=qbitopt.__name__)
     for name in FLAGS.uniform:
@@ -117,12 +133,19 @@ def methods(seed: int) -> dict[str, Method]:
         draw = 1000 * seed + index
         known[f"random_{index}"] = Method(flags=(f"--policy=random:{draw}",))
     at_policy = ("--policy={needed}/policy.json",)
-    if FLAGS.retrain:
+    if FLAGS.search and FLAGS.retrain:
         known["retrain"] = Method(flags=at_policy, needs="search")
     if FLAGS.published:
         known["published"] = Method(flags=("--form=published",))
-    if FLAGS.sensitivity:
-        known["float"] = Method(flags=("--policy=fp32", "--pins=", "--first_last="))
+    if FLAGS.sensitivity or FLAGS.compression:
+        own = [
+            f"--{flag}={FLAGS[name].value}"
+            for name, flag in _REFERENCE.items()
+            if FLAGS[name].present
+        ]
+        known["float"] = Method(
+            flags=("--policy=fp32", "--pins=", "--first_last=", *own)
+        )
     for measure in FLAGS.sensitivity:
         found = f"sensitivity_{measure}_untrained"
         known[found] = Method(
@@ -131,6 +154,19 @@ def methods(seed: int) -> dict[str, Method]:
             needs="float",
         )
         known[f"sensitivity_{measure}"] = Method(flags=at_policy, needs=found)
+    for name in FLAGS.compression:
+        if name not in VARIANTS:
+            raise ValueError(f"--compression={name}: use {', '.join(VARIANTS)}")
+        for size in FLAGS.codebook_sizes:
+            known[f"{name}_k{size}"] = Method(
+                launcher=learning_compression.__name__,
+                flags=(
+                    f"--method={name}",
+                    f"--codebook_size={size}",
+                    "--init_from={needed}",
+                ),
+                needs="float",
+            )
     return known
 
 

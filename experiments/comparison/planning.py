@@ -5,8 +5,11 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-# Of fixed formats, so of a cost of their own: one run a seed serves all budgets.
-OWN_COST = ("uniform", "qbitopt_uniform", "float")
+from fliqs_jax.searchers.compression_schedule import VARIANTS
+
+# Of fixed formats or codebooks, so of a cost of their own: one run a seed serves all
+# budgets.
+OWN_COST = ("uniform", "qbitopt_uniform", "float", *VARIANTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,10 @@ TITLES = {
     "random": "random policies",
     "sensitivity": "by sensitivity ({}), trained",
     "sensitivity_untrained": "by sensitivity ({}), untrained",
+    "lc": "Learning-Compression",
+    "qp": "Learning-Compression, quadratic penalty",
+    "idc": "iterated direct compression",
+    "dc": "direct compression",
     "float": "float",
 }
 

@@ -4,6 +4,11 @@ Reads what a run wrote into its workdir; never trains, never reads a flag.
 """
 
 from fliqs_jax.report.choices import draw_accuracy_cost, draw_formats
+from fliqs_jax.report.codebook_trade_off import (
+    CodebookPoint,
+    draw_codebook_trade_off,
+    write_codebook_trade_off,
+)
 from fliqs_jax.report.compression import compression_table
 from fliqs_jax.report.compression_page import write_compression_report
 from fliqs_jax.report.curves import draw_search, draw_training
@@ -20,12 +25,14 @@ from fliqs_jax.report.table import comparison_table, sites_table
 from fliqs_jax.report.trade_offs import TradeOff, draw_trade_offs, write_trade_offs
 
 __all__ = [
+    "CodebookPoint",
     "Run",
     "SiteRecord",
     "TradeOff",
     "comparison_table",
     "compression_table",
     "draw_accuracy_cost",
+    "draw_codebook_trade_off",
     "draw_expected_bits",
     "draw_formats",
     "draw_probabilities",
@@ -37,6 +44,7 @@ __all__ = [
     "render_report",
     "sensitivity_table",
     "sites_table",
+    "write_codebook_trade_off",
     "write_compression_report",
     "write_report",
     "write_sensitivity_plot",

@@ -103,7 +103,7 @@ def draw_l_steps(record: CompressionRecord) -> "matplotlib.figure.Figure":
         title = f"{quantity.capitalize()} at the codebook"
         style.dress(axes, title=title, xlabel="L steps taken", ylabel=ylabel)
         axes.set_yscale("log")
-        _plain_ticks(axes)
+        style.loss_ticks(axes)
         style.add_legend(axes, loc="best")
     _line(panels[2], numbers, record.residual, style.GREEN, "")
     panels[2].set_yscale("log")
@@ -124,17 +124,6 @@ def _line(axes, numbers, values, colour: str, label: str) -> None:
         numbers, shown, color=colour, linewidth=1.4, marker="o", markersize=2.5,
         label=label,
     )  # fmt: skip
-
-
-def _plain_ticks(axes) -> None:
-    """Writes a logarithmic axis of losses as plain numbers: 0.05, 0.1, 0.2."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_ylim()
-    several = high > 30 * low
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if several else (1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_weights(record: CompressionRecord) -> "matplotlib.figure.Figure":

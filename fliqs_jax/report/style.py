@@ -83,6 +83,20 @@ def cost_ticks(axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def loss_ticks(axes) -> None:
+    """Writes a logarithmic axis of losses or errors as plain numbers: 0.05, 0.1, 0.2.
+
+    Call it when everything is drawn: the ticks depend on the span of the axis.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    several = high > 100 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if several else (1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def step_ticks(axes) -> None:
     """Writes training steps as 500, 2k, 12.5k, at whole numbers only."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator

@@ -212,6 +212,7 @@ def compress_network(
         reference, seconds = trained()
         if size_budget is not None:
             scopes = choose_sizes(reference.params, scopes, size_budget * floats)
+        measure = make_measure(classifier, dataset, job)
         searcher = LearningCompression(
             classifier=classifier,
             scopes=scopes,
@@ -224,7 +225,7 @@ def compress_network(
             tolerance=settings.tolerance,
             label_smoothing=settings.label_smoothing,
             variables=reference.variables,
-            measure=make_measure(classifier, dataset, job),
+            measure=measure,
         )
         # Weights between L steps are no network to judge: C steps do that.
         job = dataclasses.replace(job, evaluate_every=0)
@@ -243,6 +244,8 @@ def compress_network(
             "loss": result["loss"],
             "reference_accuracy": before["accuracy"],
             "reference_loss": before["loss"],
+            "train_loss": float(state.best.loss),
+            "reference_train_loss": measure(reference)["train_loss"],
             "cost_target": target,
             "cost_ratio": None if target is None else sizes["cost"] / target,
             "cost_of_reference": floats,
@@ -287,6 +290,8 @@ def check_size_budget(
 def make_measure(classifier: Classifier, dataset: Dataset, job: JobSettings) -> Measure:
     """Returns what tells loss and error of a state on training and validation images.
 
+    Of any state that has params and model_state.
+
     Batch statistics are recomputed first. Training examples are at most 5000, spread
     evenly over the split.
     """
@@ -304,7 +309,7 @@ def make_measure(classifier: Classifier, dataset: Dataset, job: JobSettings) -> 
         recalibration_batches=job.recalibration_batches,
     )
 
-    def measure(state: LCState) -> dict[str, float]:
+    def measure(state: LCState | TrainedState) -> dict[str, float]:
         state = evaluator.recalibrated(state, None)
         results = {"train": evaluator.validate(state, None)}
         if len(dataset.validation):

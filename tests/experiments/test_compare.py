@@ -61,6 +61,28 @@ def test_qbitopt_and_its_uniform_baselines_run_by_its_launcher(planned):
     assert "--policy=int4" in runs["qbitopt_uniform_int4-seed0"].flags
 
 
+def test_codebooks_of_every_size_start_from_one_float_network_a_seed(planned, tmp_path):
+    runs, shared = planned(
+        *("--seeds=0,1", "--nosearch", "--uniform=", "--random_policies=0"),
+        *("--compression=lc,idc", "--codebook_sizes=2,16", "--steps=900"),
+        *("--reference_steps=300", "--reference_learning_rate=0.05"),
+    )
+    assert [name for name in runs if name.endswith("seed0")] == [
+        f"{name}-seed0" for name in ("float", "lc_k2", "lc_k16", "idc_k2", "idc_k16")
+    ]
+    # The reference has a length and a learning rate of its own.
+    assert shared == ["--steps=900"]
+    own = {"--steps=300", "--learning_rate=0.05"}
+    assert own <= set(runs["float-seed1"].flags)
+    run = runs["idc_k16-seed1"]
+    assert run.launcher == "experiments.learning_compression"
+    assert run.needs == "float-seed1"
+    assert set(run.flags) == {
+        *("--method=idc", "--codebook_size=16", "--seed=1"),
+        f"--init_from={tmp_path / 'float-seed1'}",
+    }
+
+
 def test_budgeted_methods_run_at_every_budget_the_others_once(planned, tmp_path):
     runs, _ = planned(
         *("--seeds=0,1", "--cost_targets=0.098,0.14", "--random_policies=1"),
@@ -125,6 +147,8 @@ def test_own_flags_of_a_run_prevail(planned, tmp_path):
         (["--preset=nowhere.flags"], "--preset or --extra: .*nowhere.flags"),
         (["--policy=int4"], "--policy is set for each run: use --uniform"),
         (["--extra=seed=4"], "--seed is set for each run: use --seeds"),
+        (["--compression=lz"], "--compression=lz: use lc, qp, dc, idc"),
+        (["--codebook_size=3"], "--codebook_size is set .* use --codebook_sizes"),
         (["--cost_targets=0.1,0.10"], "--cost_targets must differ, got 0.1,0.1"),
         (["--cost_targets=0"], "--cost_targets must be positive, got 0.0"),
         (["--seeds=1,1"], "--seeds must differ"),

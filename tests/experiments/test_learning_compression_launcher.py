@@ -47,6 +47,9 @@ def test_a_run_leaves_the_promised_files(finished):
     assert summary["compression_ratio"] > 12  # two bits of 32, biases and header
     assert summary["reference_accuracy"] > 0.6  # 40 steps of training; chance is 0.1
     assert summary["accuracy"] > 0.5
+    measured = json.loads((finished / "compression.json").read_text())["measured"]
+    assert summary["train_loss"] == pytest.approx(min(measured["train_loss"]))
+    assert summary["reference_train_loss"] < summary["train_loss"]
 
 
 def test_policy_says_that_decoded_weights_are_floats(finished):
