@@ -66,8 +66,8 @@ common.define(
     "enum",
     "method",
     "lc",
-    "Learning-Compression, its quadratic-penalty form, or (iterated) direct "
-    "compression.",
+    "Learning-Compression, its quadratic-penalty form, (iterated) direct compression, "
+    "or quantization-aware training on the codebook (straight-through gradient).",
     enum_values=[*VARIANTS],
 )
 common.define("integer", "lc_steps", None, "L steps; the first is twice as long.")

@@ -29,6 +29,7 @@ TITLES = {
     "qp": "Learning-Compression, quadratic penalty",
     "idc": "iterated direct compression",
     "dc": "direct compression",
+    "ste": "straight-through training",
     "float": "float",
 }
 

@@ -58,6 +58,7 @@ _METHODS = {
     "qp": "Learning-Compression without multipliers (quadratic penalty)",
     "dc": "Direct compression",
     "idc": "Iterated direct compression",
+    "ste": "Quantization-aware training on the codebook",
 }
 
 

@@ -67,7 +67,7 @@ class CompressionSettings:
     Where time is short, raise `mu_growth` rather than `mu`.
     """
 
-    method: str = "lc"  # or what it is compared with: qp, dc, idc
+    method: str = "lc"  # or what it is compared with: qp, dc, idc, ste
     lc_steps: int = 40
     first_l_step: float = 2.0  # its length, in those of the others
     mu: float = 9e-5

@@ -16,6 +16,7 @@ class Variant:
     penalty: bool  # in L steps
     multipliers: bool  # or only the quadratic penalty
     restart: bool  # each L step from Delta
+    straight_through: bool = False  # losses are those of Delta(w), in every step
 
 
 VARIANTS = {
@@ -25,6 +26,10 @@ VARIANTS = {
     "dc": Variant(penalty=False, multipliers=False, restart=False),
     # Iterated direct compression: trained on from the compressed weights each time.
     "idc": Variant(penalty=False, multipliers=False, restart=True),
+    # Quantization-aware training on the codebook: BinaryConnect's gradient.
+    "ste": Variant(
+        penalty=False, multipliers=False, restart=False, straight_through=True
+    ),
 }
 
 

@@ -179,6 +179,26 @@ def decode(params: PyTree, compression: Compression, scopes: Sequence[Scope]) ->
     return with_weights(params, scopes, compression.decoded)
 
 
+def straight_through(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> PyTree:
+    r"""Returns params at the codebook, with the gradient of the weights themselves.
+
+    .. math:: w \mapsto \Delta(\Theta), \qquad
+        \frac{\partial \Delta(\Theta)}{\partial w} := 1
+
+    What quantization-aware training does, the rival of L steps.
+
+    Reference: Courbariaux, Bengio and David, BinaryConnect, 2015,
+    https://arxiv.org/abs/1511.00363, algorithm 1
+    """
+    vectors = [
+        w + lax.stop_gradient(decoded - w)
+        for w, decoded, _ in _vectors(params, compression, scopes)
+    ]
+    return with_weights(params, scopes, vectors)
+
+
 def residual(
     params: PyTree, compression: Compression, scopes: Sequence[Scope]
 ) -> Float[Array, ""]:
@@ -287,8 +307,13 @@ class LearningCompression:
         keys = device_keys(state.key, state.step, ("augment", "dropout"))
         images = self.classifier.training_images(keys["augment"], batch["image"])
         labels = batch["label"]
+        compression = state.compression
+        if self.variant.straight_through:
+            compression = c_step(state.params, compression, self.scopes)
 
         def objective(params):
+            if self.variant.straight_through:
+                params = straight_through(params, compression, self.scopes)
             logits, model_state = self.classifier.train_forward(
                 params,
                 state.model_state,
@@ -305,13 +330,13 @@ class LearningCompression:
         gradients, model_state, loss, accuracy = lax.pmean(
             (gradients, model_state, loss, accuracy), AXIS
         )
-        pull = penalty_gradient(state.params, state.compression, self.scopes)
+        pull = penalty_gradient(state.params, compression, self.scopes)
         updates, opt_state = self.optimizer.update(
             jax.tree.map(jnp.add, gradients, pull), state.opt_state, state.params
         )
         rate = self.learning_rate(state.l_step)
         if self.clip_learning_rate:
-            rate = clipped_learning_rate(rate, state.compression.mu)
+            rate = clipped_learning_rate(rate, compression.mu)
         updates = jax.tree.map(lambda x: (rate * x).astype(x.dtype), updates)
         return (
             state.replace(
@@ -319,6 +344,7 @@ class LearningCompression:
                 params=optax.apply_updates(state.params, updates),
                 model_state=model_state,
                 opt_state=opt_state,
+                compression=compression,
             ),
             {"loss": loss, "accuracy": accuracy},
         )

@@ -147,7 +147,7 @@ def test_own_flags_of_a_run_prevail(planned, tmp_path):
         (["--preset=nowhere.flags"], "--preset or --extra: .*nowhere.flags"),
         (["--policy=int4"], "--policy is set for each run: use --uniform"),
         (["--extra=seed=4"], "--seed is set for each run: use --seeds"),
-        (["--compression=lz"], "--compression=lz: use lc, qp, dc, idc"),
+        (["--compression=lz"], "--compression=lz: use lc, qp, dc, idc, ste"),
         (["--codebook_size=3"], "--codebook_size is set .* use --codebook_sizes"),
         (["--cost_targets=0.1,0.10"], "--cost_targets must differ, got 0.1,0.1"),
         (["--cost_targets=0"], "--cost_targets must be positive, got 0.0"),

@@ -27,13 +27,18 @@ from fliqs_jax.searchers.compression_run import (
     weight_paths,
 )
 from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps
-from fliqs_jax.searchers.learning_compression import LearningCompression
+from fliqs_jax.searchers.learning_compression import (
+    LearningCompression,
+    compress,
+    decode,
+)
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.sites import find_sites
 from fliqs_jax.train import mapping
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.job import JobSettings
+from fliqs_jax.train.losses import cross_entropy
 
 RULES = [CompressionRule(pattern=".*kernel", c_step=parse_codebook("binary_scaled"))]
 SETTINGS = CompressionSettings(
@@ -193,6 +198,39 @@ def test_l_step_starts_as_its_variant_says(variant, digits, reference):
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, fresh)
 
 
+def test_straight_through_steps_by_the_gradient_at_the_codebook(digits, reference):
+    searcher = make_searcher(digits, reference, "ste")
+    mesh = mapping.make_mesh()
+    state = searcher.init(jax.random.key(0), digits.train.images[:1])
+    state = searcher.start(mapping.replicate(state, mesh))
+    # Codebooks follow the weights in every step, not only between L steps.
+    state = state.replace(params=jax.tree.map(lambda x: 1.5 * x, state.params))
+    before = jax.tree.map(np.array, state.params)
+    at_codebook = decode(before, compress(before, searcher.scopes), searcher.scopes)
+    batch = {"image": digits.train.images[:16], "label": digits.train.labels[:16]}
+
+    def loss(params):
+        images = searcher.classifier.training_images(jax.random.key(1), batch["image"])
+        logits, _ = searcher.classifier.train_forward(
+            params, {}, images, formats=None, dropout_key=jax.random.key(2)
+        )
+        labels = jnp.asarray(batch["label"])
+        return cross_entropy(logits, labels).mean()
+
+    gradient = jax.grad(loss)(at_codebook)
+    updates, _ = searcher.optimizer.update(
+        gradient, searcher.optimizer.init(before), before
+    )
+    expected = jax.tree.map(lambda w, u: w + 0.02 * u, before, updates)
+    step = mapping.shard_map_step(searcher.step, mesh)
+    after, _ = step(state, mapping.shard_batch(batch, mesh))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        after.params,
+        expected,
+    )
+
+
 def test_a_scanned_stack_of_layers_is_one_weight():
     model = create_model("lenet5")
     sites = find_sites(model, jnp.zeros((1, 28, 28, 1)))
@@ -233,7 +271,7 @@ def test_a_size_budget_out_of_reach_is_refused_before_training(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "ste"}, "method must be one of lc, qp, dc, idc, got 'ste'"),
+        ({"method": "lz"}, "method must be one of lc, qp, dc, idc, ste, got 'lz'"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
     ],
 )
