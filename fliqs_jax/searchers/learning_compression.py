@@ -192,8 +192,9 @@ def straight_through(
     Reference: Courbariaux, Bengio and David, BinaryConnect, 2015,
     https://arxiv.org/abs/1511.00363, algorithm 1
     """
+    # Summed in this order, values are exactly those of the codebook.
     vectors = [
-        w + lax.stop_gradient(decoded - w)
+        lax.stop_gradient(decoded) + (w - lax.stop_gradient(w))
         for w, decoded, _ in _vectors(params, compression, scopes)
     ]
     return with_weights(params, scopes, vectors)
