@@ -8,7 +8,8 @@ policies, random policies of the same cost, and the search's policy trained from
 scratch; on request the published form of the search, QBitOpt with its own uniform
 baselines, and policies allocated by sensitivity, as they are and trained from scratch,
 and codebooks by Learning-Compression and its rivals (--compression), these all from one
-float network a seed. --nosearch leaves the search out.
+float network a seed. --nosearch leaves the search out. With --from_float every method
+fine-tunes the float network, which has steps of its own (--reference_steps).
 
 Flags of the launchers (--dataset, --model, --steps, --policy_every, ...) are handed on
 to every run; a launcher ignores those that only another one knows.
@@ -18,6 +19,7 @@ comparison.csv, comparison.md and comparison.png; of codebooks compression.md an
 compression.png, too.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -35,7 +37,8 @@ FLAGS = flags.FLAGS
 
 # Imported, so their flags are defined by now.
 LAUNCHERS = (fliqs, qbitopt, sensitivity, learning_compression)
-# Those of the float network that codebooks start from.
+_FROM_FLOAT = "--init_from={float}"
+# Those of the float network that others start from.
 _REFERENCE = {"reference_steps": "steps", "reference_learning_rate": "learning_rate"}
 _HANDED_ON = frozenset(FLAGS) - {"workdir", *_REFERENCE}  # those given go to every run
 # What tells the runs of a comparison apart.
@@ -62,6 +65,7 @@ flags.DEFINE_list("qbitopt_uniform", [], "Uniform policies with QBitOpt's quanti
 flags.DEFINE_list("sensitivity", [], "Measures to allocate by: loss,kl,mse,fisher.")
 flags.DEFINE_list("compression", [], f"Codebooks by: {','.join(VARIANTS)}.")
 flags.DEFINE_list("codebook_sizes", ["2", "4", "16"], "Of --compression: K, each.")
+flags.DEFINE_bool("from_float", False, "Fine-tune all from one float network a seed.")
 flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
 
@@ -132,12 +136,11 @@ def methods(seed: int) -> dict[str, Method]:
     for index in range(FLAGS.random_policies):
         draw = 1000 * seed + index
         known[f"random_{index}"] = Method(flags=(f"--policy=random:{draw}",))
-    at_policy = ("--policy={needed}/policy.json",)
     if FLAGS.search and FLAGS.retrain:
-        known["retrain"] = Method(flags=at_policy, needs="search")
+        known["retrain"] = Method(flags=("--policy={search}/policy.json",))
     if FLAGS.published:
         known["published"] = Method(flags=("--form=published",))
-    if FLAGS.sensitivity or FLAGS.compression:
+    if FLAGS.sensitivity or FLAGS.compression or FLAGS.from_float:
         own = [
             f"--{flag}={FLAGS[name].value}"
             for name, flag in _REFERENCE.items()
@@ -150,24 +153,31 @@ def methods(seed: int) -> dict[str, Method]:
         found = f"sensitivity_{measure}_untrained"
         known[found] = Method(
             launcher=sensitivity.__name__,
-            flags=(f"--measure={measure}", "--init_from={needed}"),
-            needs="float",
+            flags=(f"--measure={measure}", _FROM_FLOAT),
         )
-        known[f"sensitivity_{measure}"] = Method(flags=at_policy, needs=found)
+        known[f"sensitivity_{measure}"] = Method(
+            flags=(f"--policy={{{found}}}/policy.json",)
+        )
     for name in FLAGS.compression:
         if name not in VARIANTS:
             raise ValueError(f"--compression={name}: use {', '.join(VARIANTS)}")
         for size in FLAGS.codebook_sizes:
             known[f"{name}_k{size}"] = Method(
                 launcher=learning_compression.__name__,
-                flags=(
-                    f"--method={name}",
-                    f"--codebook_size={size}",
-                    "--init_from={needed}",
-                ),
-                needs="float",
+                flags=(f"--method={name}", f"--codebook_size={size}", _FROM_FLOAT),
             )
-    return known
+    return _from_float(known) if FLAGS.from_float else known
+
+
+def _from_float(known: dict[str, Method]) -> dict[str, Method]:
+    """Lets every method start from the float network, which is trained first."""
+    started = {
+        name: method
+        if name == "float" or _FROM_FLOAT in method.flags
+        else dataclasses.replace(method, flags=(*method.flags, _FROM_FLOAT))
+        for name, method in known.items()
+    }
+    return {"float": started.pop("float"), **started}
 
 
 def shared_flags() -> list[str]:

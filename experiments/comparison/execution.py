@@ -28,7 +28,7 @@ def execute(
     at_a_time: int,
     after: Callable[[Run], None],
 ) -> dict[str, str]:
-    """Runs what is missing, in order; a run waits for the one that it needs.
+    """Runs what is missing, in order; a run waits for those that it needs.
 
     If this process is interrupted or terminated, so are the runs; they resume.
 
@@ -49,10 +49,10 @@ def execute(
     with _ended_at_exit(running):
         while waiting or running:
             for run in list(waiting):
-                if run.needs in failed:
-                    failed[run.name] = f"needs {run.needs}"
+                if lost := [name for name in run.needs if name in failed]:
+                    failed[run.name] = f"needs {lost[0]}"
                     waiting.remove(run)
-                elif shares and (run.needs is None or is_finished(root, run.needs)):
+                elif shares and all(is_finished(root, name) for name in run.needs):
                     cores = shares.pop(0)
                     running[_start(run, root, shared, cores)] = run, cores
                     waiting.remove(run)

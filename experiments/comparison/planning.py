@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 
 from fliqs_jax.searchers.compression_schedule import VARIANTS
@@ -17,8 +18,20 @@ class Method:
     """How one method is launched, beside the flags that all runs share."""
 
     launcher: str = "experiments.fliqs"
-    flags: tuple[str, ...] = ()  # {needed} in one is the folder of the run of `needs`
-    needs: str | None = None  # an earlier method, whose run must have succeeded
+    # {search} in one is the folder of that method's run, which must have succeeded.
+    flags: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The methods whose runs this one starts from.
+
+        Example:
+          >>> Method(flags=("--policy={search}/policy.json", "--steps=9")).needs
+          ('search',)
+        """
+        parsed = (string.Formatter().parse(flag) for flag in self.flags)
+        names = (name for parts in parsed for _, name, _, _ in parts if name)
+        return tuple(dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +41,7 @@ class Run:
     name: str
     launcher: str
     flags: tuple[str, ...]  # its own
-    needs: str | None  # name of the run to wait for
+    needs: tuple[str, ...]  # names of the runs to wait for
 
 
 def plan_runs(
@@ -68,18 +81,17 @@ def plan_runs(
         for name, method in known.items():
             own_budgets = budgets[:1] if _has_own_cost(name) else budgets
             for budget in own_budgets or (None,):
-                needs = None
-                if method.needs is not None:
-                    assert method.needs in known  # or its run would be waited for
-                    needs = named(method.needs, budget, seed)
+                assert known.keys() >= set(method.needs)  # or they are waited for
+                needs = {other: named(other, budget, seed) for other in method.needs}
+                folders = {other: root / run for other, run in needs.items()}
                 target = () if budget is None else (f"--cost_target={budget}",)
-                own = [flag.format(needed=root / str(needs)) for flag in method.flags]
+                own = [flag.format_map(folders) for flag in method.flags]
                 runs.append(
                     Run(
                         name=named(name, budget, seed),
                         launcher=method.launcher,
                         flags=(*target, *own, f"--seed={seed}"),
-                        needs=needs,
+                        needs=tuple(needs.values()),
                     )
                 )
     return runs

@@ -30,7 +30,7 @@ def test_without_options_there_are_search_uniform_random_and_retrained(planned):
         for name in ("search", "uniform_int3", "random_0", "random_1", "retrain")
     ]
     assert {run.launcher for run in runs.values()} == {"experiments.fliqs"}
-    assert runs["retrain-seed3"].needs == "search-seed3"
+    assert runs["retrain-seed3"].needs == ("search-seed3",)
     # Flags identify a run that is resumed, so these spellings are kept.
     assert runs["search-seed3"].flags == ("--seed=3",)
     assert runs["random_1-seed3"].flags == ("--policy=random:3001", "--seed=3")
@@ -45,11 +45,13 @@ def test_sensitivities_share_one_float_network_a_seed(planned, tmp_path):
     for measure in ("loss", "fisher"):
         found = f"sensitivity_{measure}_untrained-seed1"
         run = runs[found]
-        assert run.launcher == "experiments.sensitivity" and run.needs == "float-seed1"
+        assert run.launcher == "experiments.sensitivity" and run.needs == (
+            "float-seed1",
+        )
         assert f"--init_from={tmp_path / 'float-seed1'}" in run.flags
         assert f"--measure={measure}" in run.flags and "--seed=1" in run.flags
         run = runs[f"sensitivity_{measure}-seed1"]
-        assert run.launcher == "experiments.fliqs" and run.needs == found
+        assert run.launcher == "experiments.fliqs" and run.needs == (found,)
         assert f"--policy={tmp_path / found / 'policy.json'}" in run.flags
 
 
@@ -76,11 +78,27 @@ def test_codebooks_of_every_size_start_from_one_float_network_a_seed(planned, tm
     assert own <= set(runs["float-seed1"].flags)
     run = runs["idc_k16-seed1"]
     assert run.launcher == "experiments.learning_compression"
-    assert run.needs == "float-seed1"
+    assert run.needs == ("float-seed1",)
     assert set(run.flags) == {
         *("--method=idc", "--codebook_size=16", "--seed=1"),
         f"--init_from={tmp_path / 'float-seed1'}",
     }
+
+
+def test_from_float_all_fine_tune_the_network_that_is_trained_first(planned, tmp_path):
+    runs, _ = planned(
+        *("--seeds=1", "--from_float", "--reference_steps=700", "--steps=90"),
+        *("--random_policies=1", "--sensitivity=loss", "--qbitopt"),
+    )
+    assert next(iter(runs)) == "float-seed1"
+    assert "--steps=700" in runs["float-seed1"].flags
+    start = f"--init_from={tmp_path / 'float-seed1'}"
+    for name, run in runs.items():
+        assert run.flags.count(start) == (name != "float-seed1")
+    assert runs["retrain-seed1"].needs == ("search-seed1", "float-seed1")
+    assert runs["sensitivity_loss-seed1"].needs == (
+        *("sensitivity_loss_untrained-seed1", "float-seed1"),
+    )
 
 
 def test_budgeted_methods_run_at_every_budget_the_others_once(planned, tmp_path):
@@ -97,10 +115,10 @@ def test_budgeted_methods_run_at_every_budget_the_others_once(planned, tmp_path)
     for seed, names in ((0, list(runs)[:17]), (1, list(runs)[17:])):
         assert set(names) == {f"{name}-seed{seed}" for name in expected}
     retrained = runs["retrain-at0.14-seed1"]
-    assert retrained.needs == "search-at0.14-seed1"
+    assert retrained.needs == ("search-at0.14-seed1",)
     found = tmp_path / "search-at0.14-seed1" / "policy.json"
     assert retrained.flags == ("--cost_target=0.14", f"--policy={found}", "--seed=1")
-    assert runs["sensitivity_kl_untrained-at0.14-seed1"].needs == "float-seed1"
+    assert runs["sensitivity_kl_untrained-at0.14-seed1"].needs == ("float-seed1",)
 
 
 def test_a_single_budget_keeps_the_plain_names(planned):

@@ -125,10 +125,10 @@ def test_failures_are_named_with_reasons_and_do_not_stop_the_others(tmp_path, un
 
 
 def test_a_run_waits_for_the_one_it_needs_while_later_ones_go_on(tmp_path):
-    def run(name, needs=None):
+    def run(name, *needs):
         return Run(name=f"{name}-seed0", launcher="x", flags=(), needs=needs)
 
-    runs = [run("first"), run("waits", needs="first-seed0"), run("a"), run("b")]
+    runs = [run("first"), run("waits", "first-seed0"), run("a"), run("b")]
     hang = tmp_path / "first-seed0.hang"
     hang.touch()
     finished = []
@@ -162,7 +162,7 @@ from experiments.comparison import execution, results
 from experiments.comparison.planning import Run
 real = execution.command
 execution.command = lambda *a: [real(*a)[0], "-m", "stand_in", *real(*a)[3:]]
-run = Run(name="first-seed0", launcher="x", flags=(), needs=None)
+run = Run(name="first-seed0", launcher="x", flags=(), needs=())
 execution.execute([run], root=pathlib.Path({str(tmp_path)!r}), shared=[], at_a_time=1,
                   after=print)
 """
@@ -179,7 +179,7 @@ execution.execute([run], root=pathlib.Path({str(tmp_path)!r}), shared=[], at_a_t
     hang.unlink()
     time.sleep(0.5)  # a run left behind would write its results now
     assert not (tmp_path / "first-seed0" / "summary.json").exists()
-    run = Run(name="first-seed0", launcher="x", flags=(), needs=None)
+    run = Run(name="first-seed0", launcher="x", flags=(), needs=())
     assert not execution.execute(
         [run], root=tmp_path, shared=[], at_a_time=1, after=lambda run: None
     )
