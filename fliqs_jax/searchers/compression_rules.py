@@ -183,7 +183,8 @@ def find_scopes(params: PyTree, rules: Sequence[CompressionRule]) -> tuple[Scope
             )
         free = [path for path in free if path not in paths]
         if rule.shared:
-            name = paths[0] if len(paths) == 1 else rule.pattern
+            others = f" and {len(paths) - 1} more" if paths[1:] else ""
+            name = paths[0] + others
             scopes.append(Scope(name, tuple(paths), rule.c_step))
         else:
             scopes += [Scope(path, (path,), rule.c_step) for path in paths]

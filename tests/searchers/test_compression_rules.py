@@ -91,6 +91,7 @@ def test_a_shared_rule_is_one_scope_of_all_its_weights():
         ("Conv_0/kernel",),
         ("Dense_0/kernel", "Dense_1/kernel"),
     ]
+    assert scopes[1].name == "Dense_0/kernel and 1 more"
     _, shared = scope_weights(PARAMS, scopes)
     np.testing.assert_array_equal(shared, [-1, 2, 4, 5])
 

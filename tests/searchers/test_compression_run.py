@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nnx_factories import digits_classifier
 
 import fliqs_jax as fq
 from fliqs_jax.data import load_dataset
@@ -231,6 +233,53 @@ def test_straight_through_steps_by_the_gradient_at_the_codebook(digits, referenc
         after.params,
         expected,
     )
+
+
+@pytest.mark.parametrize("variant", ["lc", "ste"])
+def test_pmap_takes_the_same_step(variant, digits, reference):
+    searcher = make_searcher(digits, reference, variant)
+    mesh = mapping.make_mesh()
+    batch = {"image": digits.train.images[:16], "label": digits.train.labels[:16]}
+    after = []
+    for make_step in mapping.MAPPINGS.values():
+        state = searcher.init(jax.random.key(0), digits.train.images[:1])
+        state = searcher.start(mapping.replicate(state, mesh))
+        state, _ = make_step(searcher.step, mesh)(
+            state, mapping.shard_batch(batch, mesh)
+        )
+        after.append(state.params)
+    jax.tree.map(np.testing.assert_array_equal, *after)
+
+
+@pytest.mark.slow
+def test_nnx_models_with_batch_norm_share_a_codebook(digits, tmp_path):
+    model = digits_classifier(10)
+    sites = image_sites(model, digits.train.image_shape)
+    pattern = "|".join(re.escape(path) for path in weight_paths(sites))
+    network = QuantizedModel(model, sites=sites)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    start = TrainedState(variables.pop("params"), dict(variables))
+    result = compress_network(
+        model,
+        digits,
+        [
+            CompressionRule(
+                pattern=pattern, c_step=parse_codebook("kmeans", 4), shared=True
+            )
+        ],
+        trained=lambda: (start, 0.0),
+        workdir=str(tmp_path / "run"),
+        job=JOB,
+        settings=SETTINGS,
+    )
+    params = load_codebooks(tmp_path / "run" / "codebooks.fqcb")
+    first, head = params["first"]["kernel"], params["head"]["kernel"]
+    np.testing.assert_array_equal(first.values, head.values)
+    assert len(first.values) == 4
+    loaded = fq.load_network(tmp_path / "run", digits_classifier(10))
+    hits = loaded(digits.test.images).argmax(-1) == digits.test.labels
+    assert float(np.mean(hits)) == pytest.approx(result.summary["accuracy"], abs=1e-6)
+    assert result.summary["accuracy"] > 0.3  # 40 steps; chance is 0.1
 
 
 def test_a_scanned_stack_of_layers_is_one_weight():
