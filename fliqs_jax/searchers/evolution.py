@@ -111,6 +111,8 @@ def evolve(
       seen: canonical vectors that are no longer wanted.
       random: of everything that chance decides.
     """
+    if not count:
+        return start[:0]
     vectors = decisions.everything()
     if vectors is None:
         size = max(_POPULATION, len(start))

@@ -37,7 +37,10 @@ __all__ = [
 
 Space = Sequence[int] | Mapping[str, int] | np.ndarray | SearchSpace
 Features = Callable[[np.ndarray], np.ndarray]  # int[N, D] -> float[N, F]
-_CHILDREN = 0.4  # share of a generation bred from the real front
+# Most that the predictors' own front may be of a generation. They have seen few rows at
+# first, and what is bred from the real front stays near what is known.
+_PREDICTED = 0.6
+_LITTER = 5  # children bred for each that is evaluated: those predicted best
 
 
 def search(
@@ -60,9 +63,12 @@ def search(
     """Searches for the front of several objectives with few evaluations.
 
     The first generation is random. Then, each time, every objective gets a predictor
-    fitted to all evaluations so far. Most of the next generation are the best new
-    vectors that NSGA-II finds on the predictors, the rest children of the real front,
-    which still make progress where predictors mislead. No vector is evaluated twice.
+    fitted to all evaluations so far. The next generation are the best new vectors that
+    NSGA-II finds on the predictors, and children of the real front, of several bred
+    those that are predicted best; these make progress where predictors mislead. With N
+    evaluations so far and P a generation, the first part is 0.6 (1 - P / N) of it: none
+    of the second generation, more as the predictors have more to go by. No vector is
+    evaluated twice.
 
     Args:
       space: options per decision: a sequence of counts, a mapping from name to count,
@@ -124,23 +130,27 @@ def search(
 
         best = evolution.survive(history.values, population)
         parents, seen = history.vectors[best], history.seen()
+        share = _PREDICTED * (1.0 - population / len(history.vectors))
         predicted = evolution.evolve(
             decisions,
             predict,
             parents,
             evaluations=inner_evaluations,
-            count=population - int(_CHILDREN * population),
+            count=round(share * population),
             seen=seen,
             random=history.random,
         )
+        lacking = population - len(predicted)
         children = evolution.mate(
             decisions,
             parents,
             history.values[best],
-            count=population - len(predicted),
+            count=_LITTER * lacking,
             seen=seen | set(map(tuple, predicted.tolist())),
             random=history.random,
         )
+        if len(children):
+            children = children[evolution.survive(predict(children), lacking)]
         return np.concatenate([predicted, children])
 
     decisions = Decisions(space, active)
