@@ -9,16 +9,19 @@ import importlib
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 from absl import flags, logging
 from flax import nnx
 
 import fliqs_jax as fq
 from fliqs_jax import costs
 from fliqs_jax.data import Dataset, load_dataset
+from fliqs_jax.train import processes
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.loop import TrainingDiverged
@@ -30,7 +33,8 @@ FLAGS = flags.FLAGS
 # What may differ when a run is continued in its workdir: how, not what, it computes.
 SESSION = (
     "workdir", "data_dir", "download", "log_every", "keep", "checkpoint_every",
-    "evaluate_every", "steps_per_call", "profile",
+    "evaluate_every", "steps_per_call", "profile", "distributed",
+    "coordinator_address", "num_processes", "process_id", "heartbeat_timeout",
 )  # fmt: skip
 
 # For a process that trains on the CPU. glibc returns the large temporaries of every
@@ -138,6 +142,51 @@ def define_common_flags(*, steps: int) -> None:
     define("integer", "checkpoint_every", 500, "Steps between checkpoints.")
     define("integer", "keep", 3, "Checkpoints kept.")
     define("bool", "profile", False, "Trace some steps into WORKDIR/profile.")
+
+
+def define_process_flags() -> None:
+    """Defines the flags of several processes that train as one."""
+    define(
+        "bool",
+        "distributed",
+        False,
+        "Train with other processes, the same command in each: found by JAX on a TPU "
+        "pod, under Slurm, Open MPI or Kubernetes, else by the next three flags. The "
+        "workdir must be a folder that all machines share.",
+    )
+    define("string", "coordinator_address", None, "HOST:PORT of process 0.")
+    define("integer", "num_processes", None, "How many processes there are.")
+    define("integer", "process_id", None, "Which this one is, from 0.")
+    define(
+        "integer",
+        "heartbeat_timeout",
+        60,
+        "Seconds without a sign of life after which a process counts as lost.",
+    )
+
+
+def join_processes(*, supported: bool) -> None:
+    """Joins the other processes, where --distributed asks for it."""
+    if not supported:
+        if "distributed" in FLAGS and FLAGS.distributed:
+            raise ValueError(
+                f"experiments.{_launcher()} runs in one process: leave out "
+                "--distributed"
+            )
+        return
+    names = ("coordinator_address", "num_processes", "process_id")
+    given = {name: FLAGS[name].value for name in names}
+    if FLAGS.distributed:
+        processes.initialize(**given, heartbeat_timeout_s=FLAGS.heartbeat_timeout)
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name}={value} needs --distributed")
+
+
+def say(text: str) -> None:
+    """Prints, in the first of several processes."""
+    processes.spoken_once(print)(text)
 
 
 def define_start_flags() -> None:
@@ -325,12 +374,34 @@ def user_model(name: str, **arguments: Any) -> nn.Module | nnx.Module:
     return factory(**arguments)
 
 
-def run_or_exit(argv: list[str], run: Callable[[], None]) -> None:
-    """Runs a launcher; a user's mistake ends it with one line, not a traceback."""
+def run_or_exit(
+    argv: list[str], run: Callable[[], None], *, distributed: bool = False
+) -> None:
+    """Runs a launcher; a user's mistake ends it with one line, not a traceback.
+
+    An error in one of several processes ends it at once, for the others wait for it.
+
+    Args:
+      argv: what absl leaves of the command line.
+      run: the launcher's work.
+      distributed: whether it knows what to do as one of several processes.
+    """
     if len(argv) > 1:
         sys.exit(f"error: unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
     try:
+        join_processes(supported=distributed)
         run()
-    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
-        sys.exit(f"error: {error}")
+    except (
+        ValueError,
+        FileNotFoundError,
+        TrainingDiverged,
+        processes.Preempted,
+    ) as error:
+        processes.stop(f"error: {error}")
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            processes.stop(processes.lost_message(error))
+        processes.stop(traceback.format_exc())

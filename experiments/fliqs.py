@@ -57,6 +57,7 @@ SEARCH_FLAGS = (
 
 common.define_common_flags(steps=5000)
 common.define_start_flags()
+common.define_process_flags()
 common.define("enum", "form", "default", "Of the controller.", enum_values=[*FORMS])
 common.define("integer", "policy_every", None, "Steps between controller updates.")
 common.define("integer", "policy_samples", None, "Policies judged on one batch.")
@@ -110,7 +111,7 @@ common.define(
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
+    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -118,7 +119,7 @@ def run() -> None:
     common.job_settings()  # a mistake there shows before data is read
     settings = fliqs_settings()
     for note in idle_flags(settings):
-        print(note)
+        common.say(note)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     space, policy = search_flags.space_and_policy(

@@ -10,6 +10,7 @@ from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
+from experiments import common
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train.classifier import training_arguments
@@ -39,6 +40,6 @@ def load_float(
     variables = fit_variables(
         fq.load_variables(FLAGS.init_from),
         jax.jit(init)(jax.random.key(0), images),
-        say=print,
+        say=common.say,
     )
     return TrainedState(variables.pop("params"), variables), 0.0

@@ -54,6 +54,7 @@ IDLE = {
 
 common.define_common_flags(steps=5000)
 common.define_start_flags()
+common.define_process_flags()
 common.define(
     "string",
     "codebook",
@@ -101,7 +102,7 @@ common.define(
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
+    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -110,7 +111,7 @@ def run() -> None:
     settings.l_steps(job.steps)  # a mistake there shows before data is read
     c_step = codebook()
     for note in idle_flags():
-        print(note)
+        common.say(note)
     config = common.run_config()
     if FLAGS.init_from is not None:
         variables, record = common.initial_variables()

@@ -24,6 +24,7 @@ SEARCH_FLAGS = (
 
 common.define_common_flags(steps=5000)
 common.define_start_flags()
+common.define_process_flags()
 search_flags.define_space_flags()
 common.define(
     "integer",
@@ -46,14 +47,14 @@ common.define("bool", "per_channel", None, "One weight scale an output channel."
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
+    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
     """Turns the flags into objects and searches."""
     job, settings = common.job_settings(), qbitopt_settings()
     for note in idle_flags():
-        print(note)
+        common.say(note)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     cost = common.site_cost(per_channel=settings.per_channel)

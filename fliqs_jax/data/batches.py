@@ -14,6 +14,8 @@ from jaxtyping import Float32, Int, Int32, UInt8
 from fliqs_jax.data.dataset import Examples, Reader
 from fliqs_jax.data.splitting import shuffled
 
+ALL_ROWS = slice(None)
+
 Batch = dict[
     str,
     UInt8[np.ndarray, "B H W C"] | Int32[np.ndarray, "B"] | Float32[np.ndarray, "B"],
@@ -80,13 +82,20 @@ class BatchSource:
         return {"image": images, "label": labels}
 
 
-def batches(split: Examples, *, batch_size: int, seed: int) -> BatchSource:
+def batches(
+    split: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    rows: Int[np.ndarray, "rows"] | slice = ALL_ROWS,
+) -> BatchSource:
     """Returns a split's training batches, each a pure function of (seed, step).
 
     Args:
       split: what to draw from.
       batch_size: examples in every batch; at most `len(split)`.
       seed: of the order, not negative.
+      rows: which examples of each batch to read: one process's part of them.
 
     Returns:
       A source with `batch(step)` and `steps_per_epoch`; over an epoch no example comes
@@ -102,15 +111,20 @@ def batches(split: Examples, *, batch_size: int, seed: int) -> BatchSource:
       ((32, 8, 8, 1), dtype('int32'))
     """
     order = BatchOrder(num_examples=len(split), batch_size=batch_size, seed=seed)
-    return BatchSource(order, split.reader(order.indices))
+    return BatchSource(order, split.reader(lambda step: order.indices(step)[rows]))
 
 
-def evaluation_batches(split: Examples, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    split: Examples,
+    batch_size: int,
+    rows: Int[np.ndarray, "rows"] | slice = ALL_ROWS,
+) -> Iterator[Batch]:
     """Yields every example once, in order, in batches of one shape.
 
     Args:
       split: what to read.
       batch_size: examples in a batch, at least 1; may exceed `len(split)`.
+      rows: which examples of each batch to read, ascending; see `batches`.
 
     Yields:
       {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B]}; the last
@@ -121,14 +135,17 @@ def evaluation_batches(split: Examples, batch_size: int) -> Iterator[Batch]:
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return _padded_batches(split, batch_size)
+    return _padded_batches(split, np.arange(batch_size)[rows], batch_size)
 
 
-def _padded_batches(split: Examples, batch_size: int) -> Iterator[Batch]:
+def _padded_batches(
+    split: Examples, rows: Int[np.ndarray, "rows"], batch_size: int
+) -> Iterator[Batch]:
     for start in range(0, len(split), batch_size):
-        indices = np.arange(start, min(start + batch_size, len(split)))
+        indices = start + rows
+        indices = indices[indices < len(split)]
         images, labels = split.read(indices)
-        missing = batch_size - len(indices)
+        missing = len(rows) - len(indices)
         yield {
             "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
             "label": np.pad(labels, (0, missing)),

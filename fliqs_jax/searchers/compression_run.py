@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from fliqs_jax.costs import storage_bits
@@ -50,6 +51,7 @@ from fliqs_jax.searchers.results import (
 )
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.sites import Site
+from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier, image_sites
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.job import JobSettings, run_job
@@ -166,6 +168,7 @@ def compress_network(
       TrainingDiverged: if the loss became NaN or infinite.
     """
     mesh = make_mesh()
+    say = processes.spoken_once(say)
     check_batch_size(job.batch_size, mesh)
     l_steps = settings.l_steps(job.steps)
     sites = image_sites(model, dataset.train.image_shape)
@@ -212,7 +215,7 @@ def compress_network(
         reference, seconds = trained()
         if size_budget is not None:
             scopes = choose_sizes(reference.params, scopes, size_budget * floats)
-        measure = make_measure(classifier, dataset, job)
+        measure = make_measure(classifier, dataset, job, mesh)
         searcher = LearningCompression(
             classifier=classifier,
             scopes=scopes,
@@ -235,9 +238,7 @@ def compress_network(
         before = evaluator.test(reference, None)
         result = evaluator.test(state, None)
         policy = Policy.uniform(sites, "fp32")
-        policy.save(folder / "policy.json")
         save_network(folder, state, policy.formats(sites), classifier)
-        sizes = _write_weights(folder, searcher, state)
         target = None if size_budget is None else size_budget * floats
         summary = {
             "accuracy": result["accuracy"],
@@ -247,9 +248,7 @@ def compress_network(
             "train_loss": float(state.best.loss),
             "reference_train_loss": measure(reference)["train_loss"],
             "cost_target": target,
-            "cost_ratio": None if target is None else sizes["cost"] / target,
             "cost_of_reference": floats,
-            **sizes,
             "steps": job.steps,
             "seed": job.seed,
             "entropy": None,
@@ -259,10 +258,19 @@ def compress_network(
             "seconds_of_reference": seconds,
             "versions": versions(),
         }
-        write_json(folder / "summary.json", summary)
-        report = write_compression_report(folder)
-        say(compression_table(folder))
-        say(f"report: {report}")
+
+        def write() -> None:
+            policy.save(folder / "policy.json")
+            sizes = _write_weights(folder, searcher, state)
+            ratio = None if target is None else sizes["cost"] / target
+            write_json(
+                folder / "summary.json", {**summary, **sizes, "cost_ratio": ratio}
+            )
+            report = write_compression_report(folder)
+            say(compression_table(folder))
+            say(f"report: {report}")
+
+        processes.on_main(write)
         return finished_result(folder)
 
 
@@ -287,7 +295,9 @@ def check_size_budget(
         )
 
 
-def make_measure(classifier: Classifier, dataset: Dataset, job: JobSettings) -> Measure:
+def make_measure(
+    classifier: Classifier, dataset: Dataset, job: JobSettings, mesh: Mesh
+) -> Measure:
     """Returns what tells loss and error of a state on training and validation images.
 
     Of any state that has params and model_state.
@@ -307,6 +317,7 @@ def make_measure(classifier: Classifier, dataset: Dataset, job: JobSettings) -> 
         judged,
         batch_size=job.batch_size,
         recalibration_batches=job.recalibration_batches,
+        mesh=mesh,
     )
 
     def measure(state: LCState | TrainedState) -> dict[str, float]:

@@ -40,7 +40,7 @@ from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS, Step, device_keys
+from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
 
 # (logits, labels) -> quality of each example, higher is better
 Quality = Callable[[Float[Array, "B C"], Int[Array, "B"]], Float[Array, "B"]]
@@ -299,7 +299,7 @@ class Fliqs:
             options = most_probable_within(scores, self.costs, self.target)
         else:
             options = np.asarray(state.controller.logits).argmax(axis=1)
-        fixed = jax.device_put(np.asarray(options, np.int32), state.step.sharding)
+        fixed = place(np.asarray(options, np.int32), state.step.sharding)
         return state.replace(fixed_options=fixed)
 
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:

@@ -55,7 +55,7 @@ from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS, Step, device_keys
+from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
 
 
 @typing.no_type_check  # eval_shape and others put other leaves in the fields
@@ -460,4 +460,4 @@ class LearningCompression:
 def _own_copy(tree: PyTree, state: LCState) -> PyTree:
     """Returns arrays placed as the state's are, sharing no memory with others."""
     copies = jax.tree.map(lambda x: np.array(jax.device_get(x)), tree)
-    return jax.device_put(copies, state.step.sharding)
+    return place(copies, state.step.sharding)

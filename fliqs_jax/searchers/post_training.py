@@ -227,8 +227,7 @@ def allocate_formats(
         policy = unsigned_inputs(
             space.policy(options), np.asarray(calibration.nonnegative)
         )
-        report = write_results(folder, policy=policy, summary=summary, say=say)
-        say(f"report: {report}")
+        write_results(folder, policy=policy, summary=summary, say=say)
         return finished_result(folder)
 
 

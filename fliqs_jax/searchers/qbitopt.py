@@ -56,7 +56,7 @@ from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.loop import TrainingDiverged
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS, Step, device_keys
+from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
 
 # Allocation as such: bits from sensitivities, sizes and a limit on the average.
 __all__ = ["BitState", "Clips", "QBitOpt", "Traces", "UpdateSteps", "allocate", "relax"]
@@ -342,7 +342,7 @@ class QBitOpt:
             ),
             reallocations=state.reallocations + 1,
         )
-        return jax.device_put(fresh, state.step.sharding)
+        return place(fresh, state.step.sharding)
 
     def _carried_over(self, state: BitState, options: Int[Array, "D"]) -> Clips:
         if not self.rescale_range:
@@ -380,8 +380,7 @@ class QBitOpt:
         clips = Clips(
             weight=jnp.log(best.weight_clip), activation=jnp.log(best.activation_clip)
         )
-        sharding = state.step.sharding
-        return state.replace(clips=jax.device_put(clips, sharding))
+        return state.replace(clips=place(clips, state.step.sharding))
 
     def current_options(self, state: BitState) -> Int[np.ndarray, "D"]:
         """Returns the options trained at present (host)."""

@@ -13,6 +13,7 @@ from typing import Any
 from fliqs_jax.policy import Policy
 from fliqs_jax.report import comparison_table, read_run, sites_table, write_report
 from fliqs_jax.sites import Site
+from fliqs_jax.train import processes
 from fliqs_jax.train.workdir import read_json, write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -56,8 +57,8 @@ def write_results(
     policy: Policy,
     summary: Mapping[str, Any],
     say: Callable[[str], None] = print,
-) -> pathlib.Path:
-    """Writes the result files and returns the report's path.
+) -> None:
+    """Writes the result files.
 
     Args:
       workdir: of the run, with its `config.json` and `metrics.jsonl`.
@@ -71,11 +72,12 @@ def write_results(
     run = read_run(workdir)
     say(sites_table(run.config.sites, run.policy))
     say(comparison_table(run))
-    return report
+    say(f"report: {report}")
 
 
 def finished_result(folder: pathlib.Path) -> SearchResult:
     """Returns the result that a finished workdir holds."""
+    processes.await_file(folder / "summary.json")
     summary = read_json(folder / "summary.json")
     return SearchResult(
         policy=Policy.load(folder / "policy.json"),

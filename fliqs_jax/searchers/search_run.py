@@ -27,6 +27,7 @@ from fliqs_jax.searchers.results import (
     finished_result,
     write_results,
 )
+from fliqs_jax.train import processes
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings, Searcher, run_job
@@ -104,6 +105,7 @@ def run_search(
         workdir another run's.
       TrainingDiverged: if the loss became NaN or infinite.
     """
+    say = processes.spoken_once(say)
     space, quantized = searcher.space, searcher.classifier.quantized
     reference = searcher.costs.reference(cost_reference)
     identity = {
@@ -164,8 +166,9 @@ def run_search(
             **searcher.summary(state),
             **facts,
         }
-        report = write_results(folder, policy=policy, summary=summary, say=say)
-        say(f"report: {report}")
+        processes.on_main(
+            lambda: write_results(folder, policy=policy, summary=summary, say=say)
+        )
         return finished_result(folder)
 
 

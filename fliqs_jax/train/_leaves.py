@@ -4,6 +4,7 @@ What becomes of jax's own types (typed PRNG keys, shardings, uncommitted arrays)
 checkpoint is decided here; nothing about files is.
 """
 
+import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+
+from fliqs_jax.train.mapping import place
 
 # By the name of their dtype: jax gives a key's implementation for concrete keys only.
 _KEY_IMPLEMENTATIONS = {
@@ -64,7 +67,9 @@ def to_host(leaf: Any) -> np.ndarray:
     """Returns the whole leaf on this host; a PRNG key as its uint32 data."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
         from jax.experimental import multihost_utils
 
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
@@ -84,15 +89,23 @@ def _place(array: np.ndarray, like: Any) -> Any:
     if isinstance(like, np.ndarray | np.generic):
         return array
     # An uncommitted array must stay so, or a jit over several devices would refuse it.
-    # Numpy goes to the sharding directly: it may span processes, a local array may not.
     if like.sharding is None or not getattr(like, "committed", True):
         value = jnp.asarray(array)
     else:
-        value = jax.device_put(array, like.sharding)
+        value = place(array, like.sharding)
     if not _is_key(like):
         return value
     implementation = _KEY_IMPLEMENTATIONS[str(like.dtype)]
     return jax.random.wrap_key_data(value, impl=implementation)
+
+
+def digest(tree: PyTree) -> bytes:
+    """Returns a text that is the same for trees equal bit for bit."""
+    prints = {
+        "/".join(path): fingerprint(to_host(leaf))
+        for path, leaf in flatten(tree).items()
+    }
+    return json.dumps(prints, sort_keys=True).encode()
 
 
 def fingerprint(array: np.ndarray) -> dict[str, Any]:

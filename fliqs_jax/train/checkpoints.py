@@ -19,10 +19,10 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fliqs_jax.train import processes
 from fliqs_jax.train._leaves import (
     Path,
     describe,
@@ -156,7 +156,8 @@ class Checkpoints:
         wanted = {path: describe(x, path) for path, x in flatten(example).items()}
         for step in sorted(_steps(self.directory), reverse=True):
             arrays, problem = _try_read(self.directory, step, wanted)
-            if _on_all_processes(problem is None):
+            # All must resume at the same step.
+            if processes.all_agree(problem is None):
                 self._latest = step
                 return step, rebuild(example, arrays)
             moved = _move_aside(self.directory, step)
@@ -320,22 +321,15 @@ def _digest(record: Iterable[Mapping]) -> int:
     return zlib.crc32(json.dumps(list(record), sort_keys=True).encode())
 
 
-def _on_all_processes(sound: bool) -> bool:
-    """Whether every process could read it: all must agree on the step to resume at."""
-    if jax.process_count() == 1:
-        return sound
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(sound)).all())
-
-
 def _move_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
     folder = directory / _DAMAGED
     target, copy = folder / str(step), 1
     while target.exists():
         target, copy = folder / f"{step}-{copy}", copy + 1
-    if jax.process_index() == 0:
+
+    def move() -> None:
         folder.mkdir(exist_ok=True)
         (directory / str(step)).rename(target)
-    _on_all_processes(True)  # a barrier: the next listing must not see it any more
+
+    processes.on_main(move)  # the next listing must not see it any more
     return target

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
+from fliqs_jax.data.batches import ALL_ROWS
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.train.batch_statistics import recalibrate
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS
+from fliqs_jax.train.mapping import AXIS, local_rows, shard_batch
 
 # (variables, images) -> logits; jitted by the caller, who keeps it between calls.
 Predict = Callable[[PyTree, Array], Float[Array, "B C"]]
@@ -63,6 +65,7 @@ class Evaluator:
       dataset: its training split gives the batch statistics.
       batch_size: of all passes.
       recalibration_batches: training batches for the statistics; 0 keeps the state's.
+      mesh: the devices that share every batch; None leaves it to one.
     """
 
     def __init__(
@@ -72,12 +75,17 @@ class Evaluator:
         *,
         batch_size: int,
         recalibration_batches: int = 20,
+        mesh: Mesh | None = None,
     ):
+        self._mesh = mesh
+        self._rows = ALL_ROWS if mesh is None else local_rows(batch_size, mesh)
         self._dataset = dataset
         self._batch_size = batch_size
         self._batches = recalibration_batches
         # A seed of its own: the same images for every run and every policy.
-        self._source = batches(dataset.train, batch_size=batch_size, seed=2**31 - 1)
+        self._source = batches(
+            dataset.train, batch_size=batch_size, seed=2**31 - 1, rows=self._rows
+        )
 
         @jax.jit
         def predict(variables, images):
@@ -112,7 +120,10 @@ class Evaluator:
         model_state = recalibrate(
             functools.partial(self._update_statistics, state.params, formats),
             state.model_state,
-            (self._source.batch(step)["image"] for step in range(self._batches)),
+            (
+                self._placed(self._source.batch(step)["image"])
+                for step in range(self._batches)
+            ),
         )
         return state.replace(model_state=model_state)
 
@@ -130,6 +141,8 @@ class Evaluator:
             "model_state": state.model_state,
             "formats": formats,
         }
-        return evaluate(
-            self._predict, variables, evaluation_batches(split, self._batch_size)
-        )
+        found = evaluation_batches(split, self._batch_size, self._rows)
+        return evaluate(self._predict, variables, map(self._placed, found))
+
+    def _placed(self, batch: PyTree) -> PyTree:
+        return batch if self._mesh is None else shard_batch(batch, self._mesh)

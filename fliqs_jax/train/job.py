@@ -13,10 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from fliqs_jax.data import BatchSource, Dataset, batches
+from fliqs_jax.data.batches import BatchOrder
 from fliqs_jax.policy import SiteFormats
+from fliqs_jax.train import processes
+from fliqs_jax.train._leaves import digest
 from fliqs_jax.train.checkpoints import Checkpoints
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
@@ -26,6 +29,7 @@ from fliqs_jax.train.mapping import (
     MAPPINGS,
     Step,
     check_batch_size,
+    local_rows,
     replicate,
     shard_batch,
 )
@@ -96,6 +100,11 @@ class JobSettings:
             raise ValueError(
                 f"mapping must be one of {', '.join(MAPPINGS)}, got {self.mapping!r}"
             )
+        if self.mapping == "pmap" and processes.are_several():
+            raise ValueError(
+                "mapping pmap is for one process, got "
+                f"{jax.process_count()}: use shard_map, which gives the same result"
+            )
 
 
 def run_job(
@@ -124,11 +133,15 @@ def run_job(
 
     Raises:
       TrainingDiverged: if the loss became NaN or infinite.
+      Preempted: if one of several processes was told to terminate.
     """
     check_batch_size(settings.batch_size, mesh)
-    source = _source(dataset, settings)
+    say = processes.spoken_once(say)
+    source = _source(dataset, settings, local_rows(settings.batch_size, mesh))
     key = jax.random.key(settings.seed)
-    state = replicate(searcher.init(key, source.batch(0)["image"][:1]), mesh)
+    state = searcher.init(key, _first_image(dataset, settings))
+    processes.check_same(lambda: digest(state), "initial state")
+    state = replicate(state, mesh)
     dispatch = Dispatcher(
         searcher.step,
         mesh,
@@ -143,6 +156,7 @@ def run_job(
         dataset,
         batch_size=settings.batch_size,
         recalibration_batches=settings.recalibration_batches,
+        mesh=mesh,
     )
     timer, start = Timer(), 0
     checkpoints = Checkpoints(
@@ -167,7 +181,7 @@ def run_job(
             cuts = list(segments(start, settings.steps, _events(hooks, settings)))
             profiled = cuts[min(1, len(cuts) - 1)] if cuts else None  # once compiled
             ended = False
-            for begin, end in cuts:
+            for look, (begin, end) in enumerate(cuts):
                 state = _run_hooks(hooks, begin, state, source, mesh)
                 ended = _ended(hooks, begin, state)
                 if ended:
@@ -183,6 +197,12 @@ def run_job(
                     formats = searcher.current_formats(state)
                     validate(end, evaluator.recalibrated(state, formats), formats)
                 checkpoints.maybe_save(end, _saved(state, timer))
+                if processes.preempted(look):
+                    checkpoints.save(end, _saved(state, timer))
+                    raise processes.Preempted(
+                        f"told to stop (SIGTERM), saved step {end} of {settings.steps}:"
+                        " start the same command again to go on"
+                    )
             if start < settings.steps:
                 if not ended:
                     state = _run_hooks(hooks, settings.steps, state, source, mesh)
@@ -207,8 +227,24 @@ class _PairedSource:
         return {**self._training.batch(step), **renamed}
 
 
-def _source(dataset: Dataset, settings: JobSettings) -> Source:
-    drawn = {"batch_size": settings.batch_size, "seed": settings.seed}
+def _first_image(dataset: Dataset, settings: JobSettings) -> np.ndarray:
+    """The same in every process: the variables of some models depend on it."""
+    order = BatchOrder(
+        num_examples=len(dataset.train),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    images, _ = dataset.train.read(order.indices(0)[:1])
+    return images
+
+
+def _source(
+    dataset: Dataset,
+    settings: JobSettings,
+    rows: Int[np.ndarray, "rows"] | slice,
+) -> Source:
+    """Returns this process's part of the training batches."""
+    drawn = {"batch_size": settings.batch_size, "seed": settings.seed, "rows": rows}
     training = batches(dataset.train, **drawn)
     if not settings.judge_on_validation:
         return training

@@ -8,8 +8,10 @@ replicated, a batch is split along its leading axis. What a step does is its own
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int, Key, PyTree
 
 AXIS = "data"
@@ -36,13 +38,55 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Returns `tree` with a copy of each array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def place(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Returns `tree`, which every process holds alike, with each leaf so sharded.
+
+    As `jax.device_put`, which over several processes takes no keys, and no NaN.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _place_leaf(leaf, sharding), tree)
+
+
+def _place_leaf(leaf, sharding):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        data = _place_leaf(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    leaf = np.asarray(leaf)
+    leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at])
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "rows"] | slice:
+    """Returns which rows of a batch lie on this process's devices, ascending.
+
+    What each process has to load, and hand to `shard_batch`; all rows, as a slice,
+    where there is one process.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    if sharding.is_fully_addressable:
+        return slice(None)
+    # Not always one stretch: on a torus the mesh may order devices otherwise.
+    shards = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.sort(np.concatenate([np.arange(batch_size)[at] for at in shards]))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, *, leading: int = 0) -> PyTree:
-    """Returns a host batch spread over the devices along axis number `leading`."""
+    """Returns a host batch spread over the devices along axis number `leading`.
+
+    Args:
+      batch: numpy arrays; of several processes each has its `local_rows` of them.
+      mesh: the devices.
+      leading: batch axes in front of the one that the devices share.
+    """
     spec = PartitionSpec(*[None] * leading, AXIS)
-    return jax.device_put(batch, NamedSharding(mesh, spec))
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), batch)
 
 
 def shard_map_step(step: Step, mesh: Mesh, *, leading: int = 0) -> Step:

@@ -21,6 +21,7 @@ from jaxtyping import Shaped
 from jaxtyping import UInt8 as Byte
 
 from fliqs_jax.files import replace_text
+from fliqs_jax.train import processes
 from fliqs_jax.train.workdir import to_json_line
 
 _METRICS = "metrics.jsonl"
@@ -65,7 +66,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None):
         self._file = self._events = None
-        if jax.process_index() != 0:
+        if not processes.is_main():
             return
         from tensorboardX import SummaryWriter  # imports torch where there is one
 
@@ -203,7 +204,7 @@ class ProgressLine:
             out, other names are ignored. Device arrays are waited for only when they
             are printed, so a call a step costs nothing.
         """
-        if jax.process_index() != 0:
+        if not processes.is_main():
             return
         now = self._clock()
         if self._shown and step < self._total:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fliqs_jax.files import replace_text
+from fliqs_jax.train import processes
 
 _CONFIG = "config.json"
 _LONGEST = 120  # characters of a value in a message
@@ -36,7 +37,7 @@ def open_workdir(
     A new folder gets `config` as ``config.json``. A folder with one is resumed: its
     values must be those of `config`, but for volatile ones, which are rewritten. Inside
     the ``with`` block the folder is locked; the lock ends with the process, however it
-    ends. On several hosts only the first process writes and locks.
+    ends. Of several processes only the first writes and locks; all must see the folder.
 
     Args:
       path: the folder; parents are made too.
@@ -46,7 +47,8 @@ def open_workdir(
 
     Raises:
       ValueError: if the folder is of a run with other settings, holds files of
-        something else, or another process is writing it.
+        something else, or another run is writing it; if processes of one run have
+        other settings, or do not all see the folder.
 
     Example:
       >>> import tempfile
@@ -55,20 +57,23 @@ def open_workdir(
       ...         read_json(workdir / "config.json")
       {'seed': 0}
     """
-    import jax
-
     folder = pathlib.Path(path).absolute()
-    if jax.process_index() != 0:
-        yield folder
-        return
     config = _plain(config, "config")
-    _check_owner(folder, config, volatile)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _check_owner(folder, config, volatile)  # nobody else can change it from here on
-        file = folder / _CONFIG
-        if not file.exists() or read_json(file) != config:
-            write_json(file, config)
+    kept = {name: value for name, value in config.items() if name not in volatile}
+    processes.check_same(lambda: json.dumps(kept).encode(), "configuration")
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            _check_owner(folder, config, volatile)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(folder))
+            _check_owner(folder, config, volatile)  # from here on nobody can change it
+            file = folder / _CONFIG
+            if not file.exists() or read_json(file) != config:
+                write_json(file, config)
+
+        processes.on_main(claim)
+        processes.await_file(folder / _CONFIG)
         yield folder
 
 

@@ -1,0 +1,231 @@
+"""Launchers as several processes on the loopback address: results, losses, restarts."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import several_processes
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import common, fliqs, learning_compression, qbitopt, sensitivity
+from fliqs_jax.train.checkpoints import restore_tree
+from fliqs_jax.train.metrics import read_metrics
+
+SMALL = (
+    "--dataset=digits",
+    "--model=lenet300",
+    "--formats=int2,int4,int8",
+    "--cost_target=0.3",
+    "--steps=60",
+    "--batch_size=32",
+    "--policy_every=2",
+    "--calibrate_every=20",
+    "--log_every=10",
+    "--evaluate_every=30",
+    "--checkpoint_every=20",
+    "--learning_rate=0.05",
+)
+LOST_AFTER_S = 20
+STOPPED_WITHIN_S = 60  # with time for a busy machine
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+def command(workdir, *changed, launcher="fliqs"):
+    heartbeat = f"--heartbeat_timeout={LOST_AFTER_S}"
+    return [
+        *("-m", f"experiments.{launcher}", *SMALL, heartbeat, *changed),
+        f"--workdir={workdir}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run of one process with two devices, uninterrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    several_processes.run(command(workdir), processes=1, devices=2, cache=cache)
+    return workdir
+
+
+def result_of(workdir):
+    """The last state, the lines of metrics and the summary, timings left out."""
+    state = restore_tree(workdir / "checkpoints")
+    state.pop("seconds")
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")}
+        for row in read_metrics(workdir)
+    ]
+    summary = json.loads((workdir / "summary.json").read_text())
+    for name in ("seconds", "compile_count"):
+        summary.pop(name)
+    policy = json.loads((workdir / "policy.json").read_text())
+    return state, rows, summary, policy
+
+
+def assert_identical(workdir, other):
+    (state, *results), (other_state, *other_results) = map(result_of, (workdir, other))
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert results == other_results
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_device_are_bit_identical_to_one_of_two(
+    whole, tmp_path, cache
+):
+    workdir = tmp_path / "two"
+    first, second = several_processes.run(
+        command(workdir), processes=2, devices=1, cache=cache
+    )
+    assert_identical(workdir, whole)
+    # One of them speaks.
+    assert "uniform int8" in first and "60/60" in first
+    assert "uniform" not in second and "/60" not in second
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_agree_with_one_of_eight(tmp_path, cache):
+    one, two = tmp_path / "one", tmp_path / "two"
+    # In floats: eight gradients are added up in another order, and rounding to few bits
+    # makes a last bit as large as a step of the grid.
+    for workdir, processes, devices in ((one, 1, 8), (two, 2, 4)):
+        several_processes.run(
+            command(workdir, "--policy=fp32"),
+            processes=processes,
+            devices=devices,
+            cache=cache,
+        )
+    (state, rows, summary, _), (state2, rows2, summary2, _) = map(result_of, (one, two))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        state["state"]["params"],
+        state2["state"]["params"],
+    )
+    assert summary["accuracy"] == pytest.approx(summary2["accuracy"], abs=0.003)
+    losses = [
+        [row["loss"] for row in found if row["kind"] == "train"]
+        for found in (rows, rows2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def wait_for_checkpoint(workdir, started):
+    deadline = time.monotonic() + 600
+    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_others_stop_when_one_is_killed_and_a_restart_ends_the_same(
+    lost, whole, tmp_path, cache
+):
+    workdir = tmp_path / "killed"
+    arguments = command(workdir)
+    started = several_processes.start(arguments, processes=2, devices=1, cache=cache)
+    wait_for_checkpoint(workdir, started)
+    started[lost].send_signal(signal.SIGKILL)
+    killed_at = time.monotonic()
+    texts = several_processes.outputs(started, timeout=STOPPED_WITHIN_S)
+    assert time.monotonic() - killed_at < STOPPED_WITHIN_S
+    other = 1 - lost
+    assert started[other].returncode not in (0, None)
+    assert "start the same command on all processes again" in texts[other]
+    assert not (workdir / "summary.json").exists()
+    first, second = several_processes.run(
+        arguments, processes=2, devices=1, cache=cache
+    )
+    assert "resumed at step" in first and "resumed" not in second
+    assert_identical(workdir, whole)
+
+
+@pytest.mark.slow
+def test_all_save_and_stop_when_one_is_told_to_terminate(tmp_path, cache):
+    workdir = tmp_path / "terminated"
+    steps = 20_000
+    started = several_processes.start(
+        command(workdir, f"--steps={steps}"), processes=2, devices=1, cache=cache
+    )
+    wait_for_checkpoint(workdir, started)
+    started[1].send_signal(signal.SIGTERM)
+    for process, text in zip(
+        started, several_processes.outputs(started, timeout=300), strict=True
+    ):
+        assert process.returncode == 1
+        assert f"of {steps}: start the same command again to go on" in text
+        saved = int(text.partition("saved step ")[2].split()[0])
+        assert saved < steps
+        assert max(map(int, checkpoints_of(workdir))) == saved
+
+
+def checkpoints_of(workdir):
+    folder = workdir / "checkpoints"
+    return [path.name for path in folder.iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "changed"),
+    [
+        ("qbitopt", ("--undefok=policy_every,calibrate_every", "--update_every=10")),
+        (
+            "learning_compression",
+            (
+                "--undefok=policy_every,calibrate_every",
+                *("--lc_steps=4", "--mu=0.01", "--codebook_size=4"),
+            ),
+        ),
+    ],
+)
+def test_other_launchers_end_with_two_processes(launcher, changed, tmp_path, cache):
+    workdir = tmp_path / launcher
+    several_processes.run(
+        command(workdir, *changed, launcher=launcher),
+        processes=2,
+        devices=2,
+        cache=cache,
+    )
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["accuracy"] > 0.5  # chance is 0.1
+
+
+def error_of(launcher, *arguments, distributed=True):
+    """What a launcher says to these flags, before anything is read or compiled."""
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS([f"{launcher.__name__}.py", "--workdir=none", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            common.run_or_exit([""], lambda: None, distributed=distributed)
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("launcher", [fliqs, qbitopt, learning_compression])
+def test_flags_of_processes_need_distributed(launcher):
+    assert "--process_id=1 needs --distributed" in error_of(launcher, "--process_id=1")
+
+
+def test_a_launcher_for_one_process_refuses_more(monkeypatch):
+    text = error_of(sensitivity, "--distributed", distributed=False)
+    assert "runs in one process: leave out --distributed" in text
+
+
+@pytest.mark.slow
+def test_pmap_and_uneven_batches_are_refused_in_all_processes(tmp_path, cache):
+    for changed, message in (
+        (["--mapping=pmap"], "use shard_map"),
+        (["--batch_size=33"], "multiple of the 2 devices"),
+    ):
+        started = several_processes.start(
+            command(tmp_path / "run", *changed), processes=2, devices=1, cache=cache
+        )
+        for text in several_processes.outputs(started, timeout=300):
+            assert "error: " in text and message in text
+        assert all(process.returncode == 1 for process in started)

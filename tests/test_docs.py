@@ -1,0 +1,70 @@
+"""The documentation names what exists: files, sections, flags; its lines run."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import compare, evaluate  # noqa: F401
+from fliqs_jax.searchers import linas
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "experiments" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@every_page
+def test_flags_exist(page):
+    text = re.sub(
+        r"`(python )?scripts/[^`]*`|XLA_FLAGS=\S+|pip [^\n]*", "", page.read_text()
+    )
+    text = re.sub(r"```.*?```", _without_scripts, text, flags=re.DOTALL)
+    for name in re.findall(r"(?<![\w-])--([a-z]\w*)", text):
+        known = name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS
+        assert known or name in ("flagfile", "helpfull"), name
+
+
+def _without_scripts(block):
+    """Leaves out commands of scripts, which have arguments of their own."""
+    commands = block[0].replace("\\\n", " ").splitlines()
+    return "\n".join(line for line in commands if "scripts/" not in line)
+
+
+def test_linas_searches_by_the_lines_of_its_page():
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "linas.md").read_text(), re.DOTALL
+    )
+    block = block.replace('log="log.csv"', "log=None")
+
+    def objectives(vectors):
+        return np.stack([-vectors.sum(axis=1), vectors @ [1, 2, 3]], axis=1)
+
+    names = {"linas": linas, "evaluate": objectives}
+    exec(block, names)
+    assert names["result"].exhausted and len(names["result"].vectors) == 18
