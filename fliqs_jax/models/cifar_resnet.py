@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
+from fliqs_jax.models.resnet_sizes import ResNetSizes
 
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -25,6 +26,7 @@ class Block(nn.Module):
     features: int
     stride: int
     dtype: Any = jnp.float32
+    hidden: int | None = None  # channels in between; None is as many as `features`
 
     @nn.compact
     def __call__(
@@ -32,7 +34,6 @@ class Block(nn.Module):
     ) -> Float[jax.Array, "B h w features"]:
         conv = functools.partial(
             nn.Conv,
-            self.features,
             use_bias=False,
             dtype=self.dtype,
             kernel_init=_HE_NORMAL,
@@ -41,12 +42,12 @@ class Block(nn.Module):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
         )
-        residual = conv((3, 3), self.stride)(images)
+        residual = conv(self.hidden or self.features, (3, 3), self.stride)(images)
         residual = nn.relu(norm()(residual))
-        residual = norm()(conv((3, 3))(residual))
+        residual = norm()(conv(self.features, (3, 3))(residual))
         shortcut = images
         if shortcut.shape != residual.shape:
-            shortcut = norm()(conv((1, 1), self.stride)(shortcut))
+            shortcut = norm()(conv(self.features, (1, 1), self.stride)(shortcut))
         return nn.relu(residual + shortcut)
 
 
@@ -65,6 +66,7 @@ class CifarResNet(nn.Module):
       num_classes: length of the logits.
       num_blocks: n, blocks in each of the three stages; depth is 6 n + 2.
       width: channels of the first stage; the others have two and four times as many.
+      sizes: channels and blocks one by one, in place of `num_blocks` and `width`.
       dtype: of the computation; parameters and batch statistics stay float32.
 
     Reference:
@@ -82,6 +84,7 @@ class CifarResNet(nn.Module):
     num_classes: int = 10
     num_blocks: int = 3
     width: int = 16
+    sizes: ResNetSizes | None = None
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -96,8 +99,12 @@ class CifarResNet(nn.Module):
         self, images: Float[ArrayLike, "B H W C"], train: bool = False
     ) -> Float[jax.Array, "B num_classes"]:
         """Returns float32 logits; `train` takes and updates the batch's statistics."""
+        sizes = self.sizes or ResNetSizes.of(
+            channels=tuple(self.width * 2**stage for stage in range(3)),
+            num_blocks=(self.num_blocks,) * 3,
+        )
         x = nn.Conv(
-            self.width,
+            sizes.stem,
             (3, 3),
             use_bias=False,
             dtype=self.dtype,
@@ -106,10 +113,13 @@ class CifarResNet(nn.Module):
         )(jnp.asarray(images))
         x = BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
         x = nn.relu(x)
-        for stage in range(3):
-            for block in range(self.num_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = Block(self.width * 2**stage, stride, self.dtype)(x, train)
+        for stage, (channels, blocks) in enumerate(sizes.stages):
+            for index, (number, hidden) in enumerate(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                block = Block(
+                    channels, stride, self.dtype, hidden, name=f"Block_{number}"
+                )
+                x = block(x, train)
         features = x.mean((1, 2))
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(features)
         return logits.astype(jnp.float32)

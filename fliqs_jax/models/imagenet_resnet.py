@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
+from fliqs_jax.models.resnet_sizes import ResNetSizes
 
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _STAGES = (64, 128, 256, 512)  # channels at width 1
@@ -29,12 +30,14 @@ class BasicBlock(nn.Module):
     project: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    hidden: int | None = None  # channels in between; None is as many as `features`
 
     @nn.compact
     def __call__(
         self, images: Float[jax.Array, "B H W C"]
     ) -> Float[jax.Array, "B h w features"]:
-        x = self.conv(self.features, (3, 3), self.stride, padding=1)(images)
+        between = self.hidden or self.features
+        x = self.conv(between, (3, 3), self.stride, padding=1)(images)
         x = nn.relu(self.norm()(x))
         x = self.norm()(self.conv(self.features, (3, 3), padding=1)(x))
         return nn.relu(x + _shortcut(self, images))
@@ -43,17 +46,18 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1x1, 3x3 (which has the stride) and 1x1 convolutions, and a shortcut."""
 
-    features: int  # of the result, four times those in between
+    features: int  # of the result
     stride: int
     project: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    hidden: int | None = None  # channels in between; None is a quarter of `features`
 
     @nn.compact
     def __call__(
         self, images: Float[jax.Array, "B H W C"]
     ) -> Float[jax.Array, "B h w features"]:
-        between = self.features // 4
+        between = self.hidden or self.features // 4
         x = nn.relu(self.norm()(self.conv(between, (1, 1))(images)))
         x = self.conv(between, (3, 3), self.stride, padding=1)(x)
         x = nn.relu(self.norm()(x))
@@ -81,6 +85,7 @@ class ImageNetResNet(nn.Module):
       num_blocks: blocks in each of the four stages.
       bottleneck: blocks of three convolutions with four times the channels outside.
       width: multiplies all channels, rounding down.
+      sizes: channels and blocks one by one, in place of `num_blocks` and `width`.
       project_first_stage: a projection in the first shortcut of stage one too, as the
         FLIQS cost tables count; the shape asks for one only in the bottleneck network.
       dtype: of the computation; parameters and batch statistics stay float32.
@@ -99,6 +104,7 @@ class ImageNetResNet(nn.Module):
     num_blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
     width: int | float = 1.0
+    sizes: ResNetSizes | None = None
     project_first_stage: bool = True
     dtype: Any = jnp.float32
 
@@ -132,18 +138,23 @@ class ImageNetResNet(nn.Module):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
         )
-        stem = conv(int(self.width * _STAGES[0]), (7, 7), 2, padding=3, name="stem")
+        channels = tuple(int(self.width * count) for count in _STAGES)
+        outside = 4 if self.bottleneck else 1
+        sizes = self.sizes or ResNetSizes.of(
+            stem=channels[0],
+            channels=tuple(count * outside for count in channels),
+            num_blocks=self.num_blocks,
+        )
+        stem = conv(sizes.stem, (7, 7), 2, padding=3, name="stem")
         x = nn.relu(norm()(stem(jnp.asarray(images))))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         block = BottleneckBlock if self.bottleneck else BasicBlock
-        for stage, (channels, count) in enumerate(
-            zip(_STAGES, self.num_blocks, strict=True)
-        ):
-            features = int(self.width * channels) * (4 if self.bottleneck else 1)
-            for index in range(count):
-                first = index == 0
-                forced = stage > 0 or self.project_first_stage or self.bottleneck
-                stride = 2 if first and stage > 0 else 1
-                x = block(features, stride, first and forced, conv, norm)(x)
+        forced = self.project_first_stage or self.bottleneck
+        for stage, (features, blocks) in enumerate(sizes.stages):
+            for index, (number, hidden) in enumerate(blocks):
+                project = index == 0 and (stage > 0 or forced)
+                stride = 2 if index == 0 and stage > 0 else 1
+                name = f"{block.__name__}_{number}"
+                x = block(features, stride, project, conv, norm, hidden, name=name)(x)
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
         return logits.astype(jnp.float32)

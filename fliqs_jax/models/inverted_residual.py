@@ -67,6 +67,7 @@ class InvertedResidual(nn.Module):
     norm: Callable[..., nn.Module]
     squeeze_ratio: float = 0.0  # of the channels that come in; 0: no squeeze_excite
     dtype: Any = jnp.float32
+    residual: bool | None = None  # add the input; None: if stride and channels allow
 
     @nn.compact
     def __call__(
@@ -99,4 +100,5 @@ class InvertedResidual(nn.Module):
             x = SqueezeExcite(reduced, self.dtype, name="squeeze_excite")(x)
         x = self.norm()(conv(self.features, (1, 1), name="project")(x))
         # By the fields, not the shapes: a 1 x 1 image keeps its size at stride 2 too.
-        return x + images if self.stride == 1 and self.features == channels else x
+        fits = self.stride == 1 and self.features == channels
+        return x + images if (fits if self.residual is None else self.residual) else x

@@ -3,6 +3,7 @@
 Not the published training recipe: no dropout before the classifier.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -30,6 +31,37 @@ _STAGES = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MobileNetSizes:
+    """Layers of a MobileNetV2, one by one, where a width does not say it."""
+
+    stem: int  # channels of the first convolution
+    # Of each block: channels, expansion, window, stride, and whether the input is
+    # added (None: where stride and channels allow).
+    blocks: tuple[tuple[int, int, int, int, bool | None], ...]
+    head: int  # channels before the classifier
+    stem_stride: int = 2
+
+    def __post_init__(self):
+        settings = [number for block in self.blocks for number in block[:4]]
+        if min([self.stem, self.head, self.stem_stride, *settings]) < 1:
+            raise ValueError(f"every size must be at least 1, got {self}")
+
+    @classmethod
+    def of_width(cls, width: int | float) -> "MobileNetSizes":
+        """Returns the published sizes, all channels multiplied."""
+        blocks = [
+            (make_divisible(width * channels), expansion, 3, stride, None)
+            for expansion, channels, count, first_stride in _STAGES
+            for stride in [first_stride] + [1] * (count - 1)
+        ]
+        return cls(
+            stem=make_divisible(width * _STEM),
+            blocks=tuple(blocks),
+            head=make_divisible(max(1.0, width) * _HEAD),
+        )
+
+
 class MobileNetV2(nn.Module):
     """Classifies images with inverted residual blocks (MobileNetV2).
 
@@ -40,6 +72,7 @@ class MobileNetV2(nn.Module):
       num_classes: length of the logits.
       width: multiplies all channels, which are then made divisible by 8; those before
         the classifier (1280) only if it is above 1.
+      sizes: layers one by one, in place of `width`.
       dtype: of the computation; parameters and batch statistics stay float32.
 
     Reference:
@@ -54,6 +87,7 @@ class MobileNetV2(nn.Module):
 
     num_classes: int = 1000
     width: int | float = 1.0
+    sizes: MobileNetSizes | None = None
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -78,20 +112,21 @@ class MobileNetV2(nn.Module):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
         )
-        stem = conv(make_divisible(self.width * _STEM), (3, 3), 2, name="stem")
+        sizes = self.sizes or MobileNetSizes.of_width(self.width)
+        stem = conv(sizes.stem, (3, 3), sizes.stem_stride, name="stem")
         x = nn.relu6(norm()(stem(jnp.asarray(images))))
-        for expansion, channels, blocks, first_stride in _STAGES:
-            for block in range(blocks):
-                x = InvertedResidual(
-                    features=make_divisible(self.width * channels),
-                    expansion=expansion,
-                    kernel_size=3,
-                    stride=first_stride if block == 0 else 1,
-                    activation=nn.relu6,
-                    norm=norm,
-                    dtype=self.dtype,
-                )(x)
-        head = conv(make_divisible(max(1.0, self.width) * _HEAD), (1, 1), name="head")
+        for features, expansion, kernel_size, stride, residual in sizes.blocks:
+            x = InvertedResidual(
+                features=features,
+                expansion=expansion,
+                kernel_size=kernel_size,
+                stride=stride,
+                activation=nn.relu6,
+                norm=norm,
+                dtype=self.dtype,
+                residual=residual,
+            )(x)
+        head = conv(sizes.head, (1, 1), name="head")
         x = nn.relu6(norm()(head(x)))
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
         return logits.astype(jnp.float32)

@@ -22,6 +22,7 @@ class EncoderLayer(nn.Module):
     num_heads: int
     mlp_dim: int
     dtype: Any = jnp.float32
+    head_dim: int | None = None  # length of a head; None divides the token among them
 
     @nn.compact
     def __call__(
@@ -30,7 +31,11 @@ class EncoderLayer(nn.Module):
         dim = tokens.shape[-1]
         x = nn.LayerNorm(dtype=self.dtype)(tokens)
         x = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, kernel_init=_XAVIER
+            self.num_heads,
+            qkv_features=self.head_dim and self.head_dim * self.num_heads,
+            out_features=dim,
+            dtype=self.dtype,
+            kernel_init=_XAVIER,
         )(x)
         tokens = tokens + x
         x = nn.LayerNorm(dtype=self.dtype)(tokens)
@@ -56,6 +61,9 @@ class ViT(nn.Module):
       num_heads: attention heads; None takes heads of length 64, or of 96 if 64 does not
         divide `dim`.
       mlp_ratio: units of the perceptron's hidden layer over `dim`.
+      layers: heads and hidden units of each encoder layer, in place of `num_layers`,
+        `num_heads` and `mlp_ratio`; needs `head_dim`.
+      head_dim: length of a head where `layers` are given.
       class_token: classify by a learned token put before those of the patches; False
         averages the tokens of the patches.
       dtype: of the computation; parameters stay float32.
@@ -83,6 +91,8 @@ class ViT(nn.Module):
     num_layers: int = 6
     num_heads: int | None = 3
     mlp_ratio: int = 4
+    layers: tuple[tuple[int, int], ...] | None = None
+    head_dim: int | None = None
     class_token: bool = False
     dtype: Any = jnp.float32
 
@@ -98,6 +108,16 @@ class ViT(nn.Module):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} must be at least 1, got {value}")
+        if self.layers is None and self.head_dim is None:
+            self._check_heads()
+        elif not (self.layers and self.head_dim and min(map(min, self.layers)) > 0):
+            raise ValueError(
+                "layers and head_dim belong together: pairs (heads, hidden units) and a"
+                f" length, all at least 1, got {self.layers} and {self.head_dim}"
+            )
+        super().__post_init__()
+
+    def _check_heads(self) -> None:
         if self.num_heads is None:
             if self.dim % 64 and self.dim % 96:
                 raise ValueError(
@@ -109,7 +129,6 @@ class ViT(nn.Module):
                 f"dim must be a multiple of num_heads, got {self.dim} and "
                 f"{self.num_heads}"
             )
-        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -139,8 +158,9 @@ class ViT(nn.Module):
         positions = self.param("positions", _SMALL_NORMAL, (1, *x.shape[1:]))
         x = x + positions.astype(x.dtype)
         num_heads = self.num_heads or self.dim // (96 if self.dim % 64 else 64)
-        for _ in range(self.num_layers):
-            x = EncoderLayer(num_heads, self.mlp_ratio * self.dim, self.dtype)(x)
+        uniform = ((num_heads, self.mlp_ratio * self.dim),) * self.num_layers
+        for heads, mlp_dim in self.layers or uniform:
+            x = EncoderLayer(heads, mlp_dim, self.dtype, self.head_dim)(x)
         x = nn.LayerNorm(dtype=self.dtype)(x)
         logits = nn.Dense(
             self.num_classes, dtype=self.dtype, kernel_init=_SMALL_NORMAL

@@ -25,7 +25,7 @@ from fliqs_jax.quantized_model.riding import FlatParams, SiteGroup, collect_rows
 # for the same need: ranges of a layer that runs several times.
 _MAX_DTYPE = fp8_ops.fp32_max_grad
 _NUM_STATISTICS = (
-    4  # of a row, before its samples: calls, mean square, absmax, -minimum
+    4  # of a row, before its samples: calls, mean square, maximum, -minimum
 )
 SUMS, MAXIMA = "fliqs_jax_sums", "fliqs_jax_maxima"  # names of the riding leaves
 
@@ -41,6 +41,7 @@ class Observations:
     """
 
     absmax: Float[Array, "L"]  # over all calls
+    maximum: Float[Array, "L"]  # over all calls
     minimum: Float[Array, "L"]  # over all calls
     mean_square: Float[Array, "L"]  # mean over calls
     # Values of the input spread evenly over it, ascending. Of several calls: the mean
@@ -64,9 +65,9 @@ def zero_leaves(groups: Sequence[SiteGroup], num_samples: int) -> FlatParams:
 def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations:
     """Turns the gradients of `zero_leaves` into Observations."""
     rows = collect_rows(leaves, groups, SUMS)
-    calls, sum_of_means, absmax, negated_minimum = rows[:, :_NUM_STATISTICS].T
+    calls, sum_of_means, maximum, negated_minimum = rows[:, :_NUM_STATISTICS].T
     expected = np.repeat([g.calls for g in groups], [g.num_layers for g in groups])
-    # The sums of largest magnitudes say nothing when a site ran more than once.
+    # The sums of extremes say nothing when a site ran more than once.
     valid = (calls > 0) & ((calls < 1.5) | (expected > 1))
     repeated = [group for group in groups if group.calls > 1]
     if repeated:
@@ -75,11 +76,12 @@ def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations
             path: lax.convert_element_type(leaves[path], jnp.float32) for path in paths
         }
         extremes = collect_rows(maxima, repeated, MAXIMA)
-        absmax = absmax.at[expected > 1].set(extremes[:, 0])
+        maximum = maximum.at[expected > 1].set(extremes[:, 0])
         negated_minimum = negated_minimum.at[expected > 1].set(extremes[:, 1])
     calls = jnp.where(valid, calls, jnp.nan)
     return Observations(
-        absmax=jnp.where(valid, absmax, jnp.nan),
+        absmax=jnp.where(valid, jnp.maximum(maximum, negated_minimum), jnp.nan),
+        maximum=jnp.where(valid, maximum, jnp.nan),
         minimum=jnp.where(valid, -negated_minimum, jnp.nan),
         mean_square=sum_of_means / calls,
         samples=rows[:, _NUM_STATISTICS:] / calls[:, None],
@@ -137,7 +139,7 @@ def _like(row, primal):
 def _statistics(x, sums):
     x = x.astype(jnp.float32)
     one, mean_square = jnp.ones((), jnp.float32), jnp.mean(jnp.square(x))
-    numbers = jnp.stack([one, mean_square, jnp.max(jnp.abs(x)), jnp.max(-x)])
+    numbers = jnp.stack([one, mean_square, jnp.max(x), jnp.max(-x)])
     positions = _spread_indices(x.size, sums.size - _NUM_STATISTICS)
     return jnp.concatenate([numbers, jnp.sort(x.reshape(-1)[positions])])
 

@@ -1,5 +1,6 @@
 """Losses and batch measures of image classification. No model and no state."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -35,6 +36,46 @@ def cross_entropy(
         label_smoothing,
     )
     return optax.softmax_cross_entropy(logits, targets)
+
+
+def distillation(
+    logits: Float[Array, "B C"],
+    teacher: Float[Array, "B C"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Array, "B"]:
+    r"""Returns each example's divergence from a teacher's softened predictions.
+
+    .. math:: \ell_b = T^2 \sum_c p_{bc} \log (p_{bc} / q_{bc}), \quad
+        p = \mathrm{softmax}(\bar z / T), \; q = \mathrm{softmax}(z / T)
+
+    The factor keeps the gradient of one size at every temperature.
+
+    Args:
+      logits: z, of the student.
+      teacher: those of the teacher, same shape; no gradient flows to them.
+      temperature: T, positive.
+
+    Returns:
+      Divergence per example in nats, float32.
+
+    Reference:
+      Hinton et al., Distilling the knowledge in a neural network, 2015, section 2,
+      https://arxiv.org/abs/1503.02531
+
+    Example:
+      >>> even, sure = jnp.zeros((1, 2)), jnp.array([[0.0, jnp.log(3.0)]])
+      >>> round(float(distillation(sure, even)[0]), 4)  # log(4 / 3) / 2
+      0.1438
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    teacher = jax.lax.stop_gradient(teacher)
+    log_p, log_q = (
+        jax.nn.log_softmax(z.astype(jnp.float32) / temperature)
+        for z in (teacher, logits)
+    )
+    return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
 
 
 def correct(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Float[Array, "B"]:

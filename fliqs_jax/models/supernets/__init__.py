@@ -1,0 +1,50 @@
+"""Super-networks: many networks in one set of weights, the choice being data."""
+
+from fliqs_jax.models.supernets.costs import (
+    LiveSites,
+    live_formats,
+    live_mask,
+    live_sites,
+    subnetwork_bops,
+    subnetwork_macs,
+    subnetwork_model_bits,
+    subnetwork_parameters,
+    subnetwork_policy,
+    subnetwork_sites,
+)
+from fliqs_jax.models.supernets.extraction import extract
+from fliqs_jax.models.supernets.mobilenet_v2 import mobilenet_v2_supernet
+from fliqs_jax.models.supernets.network import Decision, SuperNetwork
+from fliqs_jax.models.supernets.registry import (
+    create_supernet,
+    register_supernet,
+    supernet_names,
+)
+from fliqs_jax.models.supernets.resnet import (
+    cifar_resnet_supernet,
+    imagenet_resnet_supernet,
+)
+from fliqs_jax.models.supernets.vit import vit_supernet
+
+__all__ = [
+    "Decision",
+    "LiveSites",
+    "SuperNetwork",
+    "cifar_resnet_supernet",
+    "create_supernet",
+    "extract",
+    "imagenet_resnet_supernet",
+    "live_formats",
+    "live_mask",
+    "live_sites",
+    "mobilenet_v2_supernet",
+    "register_supernet",
+    "subnetwork_bops",
+    "subnetwork_macs",
+    "subnetwork_model_bits",
+    "subnetwork_parameters",
+    "subnetwork_policy",
+    "subnetwork_sites",
+    "supernet_names",
+    "vit_supernet",
+]
