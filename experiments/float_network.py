@@ -1,7 +1,10 @@
-"""The float network that a launcher starts from: given by --init_from."""
+"""The float network of a launcher: given by --init_from, or trained by the flags."""
 
+import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,10 +13,10 @@ from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common
+from experiments import common, search_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.sensitivity import TrainedState
-from fliqs_jax.train.classifier import training_arguments
+from fliqs_jax.train.classifier import image_sites, training_arguments
 from fliqs_jax.train.fitting import fit_variables
 
 FLAGS = flags.FLAGS
@@ -43,3 +46,53 @@ def load_float(
         say=common.say,
     )
     return TrainedState(variables.pop("params"), variables), 0.0
+
+
+def train_float(
+    model: nn.Module | nnx.Module,
+    dataset: Dataset,
+    *,
+    folder: str,
+    steps: int,
+    name: str | None,
+    options: Mapping[str, Any],
+    learning_rate: float | None = None,
+) -> tuple[TrainedState, float, Mapping[str, Any]]:
+    """Trains a float network in a folder of its own, or finds it trained there.
+
+    Args:
+      model: the network.
+      dataset: its data.
+      folder: a workdir, which other launchers take as --init_from.
+      steps: of training.
+      name: under which `create_model` makes the network; None if it does not.
+      options: its fields.
+      learning_rate: the largest; None is that of the flags.
+
+    Returns:
+      The variables, the seconds that training took, and the run's summary.
+    """
+    sites = image_sites(model, dataset.train.image_shape)
+    optimizer = search_flags.optimizer_settings()
+    if learning_rate is not None:
+        optimizer = dataclasses.replace(optimizer, learning_rate=learning_rate)
+    result = fq.search_formats(
+        model,
+        dataset,
+        fq.SearchSpace(sites, ["int8", "fp32"]),
+        workdir=folder,
+        cost_target=1.0,
+        job=dataclasses.replace(common.job_settings(), steps=steps),
+        fliqs=fq.FliqsSettings(label_smoothing=FLAGS.label_smoothing),
+        optimizer=optimizer,
+        augment=search_flags.augmentation(),
+        policy=fq.Policy.uniform(sites, "fp32"),
+        config={
+            "model": name or FLAGS.model,
+            "network": {"name": name, "options": dict(options)},
+            "optimizer": dataclasses.asdict(optimizer),
+        },
+    )
+    network = fq.load_network(folder, model)
+    state = TrainedState(network.params, network.model_state)
+    return state, result.summary["seconds"], result.summary

@@ -22,9 +22,8 @@ import flax.linen as nn
 from absl import app, flags
 from flax import nnx
 
-import fliqs_jax as fq
 from experiments import common, search_flags
-from experiments.float_network import load_float
+from experiments.float_network import load_float, train_float
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.compression_rules import (
     CODEBOOKS,
@@ -40,7 +39,6 @@ from fliqs_jax.searchers.compression_schedule import VARIANTS
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables
-from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
@@ -179,35 +177,17 @@ def train_reference(
     model: nn.Module | nnx.Module, dataset: Dataset
 ) -> tuple[TrainedState, float]:
     """Trains the float network in WORKDIR/float, or finds it trained."""
-    folder = f"{FLAGS.workdir}/float"
-    sites = image_sites(model, dataset.train.image_shape)
-    job = common.job_settings()
-    steps = job.steps if FLAGS.reference_steps is None else FLAGS.reference_steps
-    optimizer = search_flags.optimizer_settings()
-    if FLAGS.reference_learning_rate is not None:
-        optimizer = dataclasses.replace(
-            optimizer, learning_rate=FLAGS.reference_learning_rate
-        )
-    fq.search_formats(
+    steps = FLAGS.steps if FLAGS.reference_steps is None else FLAGS.reference_steps
+    network = common.run_config()["network"]
+    state, seconds, _ = train_float(
         model,
         dataset,
-        fq.SearchSpace(sites, ["int8", "fp32"]),
-        workdir=folder,
-        cost_target=1.0,
-        job=dataclasses.replace(job, steps=steps),
-        fliqs=fq.FliqsSettings(label_smoothing=FLAGS.label_smoothing),
-        optimizer=optimizer,
-        augment=search_flags.augmentation(),
-        policy=fq.Policy.uniform(sites, "fp32"),
-        config={
-            "model": FLAGS.model,
-            "network": common.run_config()["network"],
-            "optimizer": dataclasses.asdict(optimizer),
-        },
+        folder=f"{FLAGS.workdir}/float",
+        steps=steps,
+        learning_rate=FLAGS.reference_learning_rate,
+        **network,
     )
-    network = fq.load_network(folder, model)
-    seconds = read_json(f"{folder}/summary.json")["seconds"]
-    return TrainedState(network.params, network.model_state), seconds
+    return state, seconds
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Batch normalisation with a hand-written gradient, under flax's variable names.
 
-Not all of `nn.BatchNorm`: channels last, always with scale and bias. One pass for both
-sums, one multiply-add to normalise, two sums going back, where XLA makes more passes of
-the gradient of the formula: a training step of ResNet-8 on CPU (batch 128, two Zen 5
-cores, with `convolve`) takes 93 ms, and 111 with `nn.BatchNorm`.
+Not all of `nn.BatchNorm`: channels last, scale and bias both or neither. One pass for
+both sums, one multiply-add to normalise, two sums going back, where XLA makes more
+passes of the gradient of the formula: a training step of ResNet-8 on CPU (batch 128,
+two Zen 5 cores, with `convolve`) takes 93 ms, and 111 with `nn.BatchNorm`.
 """
 
 import functools
@@ -33,6 +33,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       dtype: of the result; the input's if None. Statistics are float32.
       axis_name: mapped axis over whose devices the batch's statistics are averaged.
+      affine: have parameters "scale" and "bias"; without, gamma is 1 and beta 0.
 
     Example:
       >>> norm = BatchNorm()
@@ -48,13 +49,16 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = None
     axis_name: str | None = None
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "*B C"]) -> Float[jax.Array, "*B C"]:
         """Returns the normalised input; training needs mutable "batch_stats"."""
         shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale, bias = jnp.ones(shape), jnp.zeros(shape)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, shape)
+            bias = self.param("bias", nn.initializers.zeros, shape)
         means = self.variable("batch_stats", "mean", jnp.zeros, shape)
         variances = self.variable("batch_stats", "var", jnp.ones, shape)
         dtype = self.dtype or x.dtype

@@ -3,6 +3,8 @@
 Reads what a run wrote into its workdir; never trains, never reads a flag.
 """
 
+from fliqs_jax.report.cell_page import write_cell_report
+from fliqs_jax.report.cells import draw_cell, draw_limits
 from fliqs_jax.report.choices import draw_accuracy_cost, draw_formats
 from fliqs_jax.report.codebook_trade_off import (
     CodebookPoint,
@@ -33,8 +35,10 @@ __all__ = [
     "compression_table",
     "draw_accuracy_cost",
     "draw_codebook_trade_off",
+    "draw_cell",
     "draw_expected_bits",
     "draw_formats",
+    "draw_limits",
     "draw_probabilities",
     "draw_search",
     "draw_sensitivity",
@@ -45,6 +49,7 @@ __all__ = [
     "sensitivity_table",
     "sites_table",
     "write_codebook_trade_off",
+    "write_cell_report",
     "write_compression_report",
     "write_report",
     "write_sensitivity_plot",

@@ -1,0 +1,189 @@
+"""The report page of a search for a cell under limits."""
+
+import dataclasses
+import json
+import pathlib
+from html import escape
+from typing import Any
+
+from fliqs_jax.files import replace_text
+from fliqs_jax.report import cells, curves, page, probabilities, sections, style, words
+from fliqs_jax.report.html import REPORT_NAME
+from fliqs_jax.report.reading import read_run
+from fliqs_jax.report.records import Run
+
+
+def write_cell_report(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes the report.html of a finished cell search and returns the file's path.
+
+    Args:
+      workdir: with config.json, summary.json and metrics.jsonl.
+
+    Raises:
+      FileNotFoundError: if config.json or summary.json is missing.
+    """
+    folder = pathlib.Path(workdir)
+    run = read_run(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    title = cell_sentence(run, summary)
+    body = [
+        _head(title, summary),
+        _cell(summary),
+        _limits(run, summary),
+        _weights(run),
+        _training(run),
+        _table(summary),
+        _baselines(summary),
+        sections.reproduction(run),
+        sections.settings(run),
+    ]
+    text = page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(body))
+    replace_text(folder / REPORT_NAME, text)
+    return folder / REPORT_NAME
+
+
+def cell_sentence(run: Run, summary: dict[str, Any]) -> str:
+    """Returns the result in a sentence, for example "A cell of nasbench201 …"."""
+    text = f"A cell of {summary['space']} for {words.pretty(run.config.dataset)}: "
+    text += f"{words.count(summary['parameters'])} parameters"
+    if summary["accuracy"] is not None:
+        text += f", {words.percent(summary['accuracy'], 2)} test accuracy"
+    return text
+
+
+def _head(title: str, summary: dict[str, Any]) -> str:
+    tiles = []
+    if summary["accuracy"] is not None:
+        accuracy = words.percent(summary["accuracy"], 2)
+        tiles.append(("Accuracy", accuracy, summary["accuracy_source"], ""))
+    for name, bound in summary["limits"].items():
+        cost = summary["costs"][name]
+        within = name not in summary["violations"]
+        remark = f"{words.percent(cost / bound)} of the limit, {words.count(bound)}"
+        mood = "good" if within else "bad"
+        tiles.append((name.replace("_", " "), words.count(cost), remark, mood))
+    tiles.append(("MACs", words.count(summary["macs"]), "of an example", ""))
+    remark = f"{words.duration(summary['seconds_of_search'])} of it the search"
+    tiles.append(("Time", words.duration(summary["seconds"]), remark, ""))
+    shown = "".join(
+        page.TILE.format(
+            name=escape(name), value=escape(value), remark=escape(remark), mood=mood
+        )
+        for name, value, remark, mood in tiles
+    )
+    return "\n".join(
+        [
+            '<p class="kicker">DCA-NAS search report</p>',
+            f"<h1>{escape(title)}</h1>",
+            f'<p class="lead">{escape(_repair_sentence(summary))}</p>',
+            f'<div class="tiles">{shown}</div>',
+        ]
+    )
+
+
+def _repair_sentence(summary: dict[str, Any]) -> str:
+    if not summary["repaired"]:
+        return "The derived cell is within every limit as it is."
+    broken = ", ".join(name.replace("_", " ") for name in summary["derived_violations"])
+    costs = ", ".join(
+        f"{name.replace('_', ' ')} {words.count(cost)} before, "
+        f"{words.count(summary['costs'][name])} after"
+        for name, cost in summary["derived_costs"].items()
+    )
+    return (
+        f"The cell that the search derived was repaired ({broken}): {costs}; the "
+        f"change is worth {summary['score_lost']:.2f} of log probability."
+    )
+
+
+def _cell(summary: dict[str, Any]) -> str:
+    edges = {
+        kind: [tuple(edge) for edge in listed]
+        for kind, listed in summary["cells"].items()
+    }
+    plot = _figure(
+        cells.draw_cell(edges),
+        "cell",
+        "The cell as a graph",
+        "A node is the sum of the arrows into it. Edges without an operation are left "
+        "out.",
+    )
+    code = f"<pre><code>{escape(summary['genotype'])}</code></pre>"
+    return _section("cell", "The cell", plot, code)
+
+
+def _limits(run: Run, summary: dict[str, Any]) -> str:
+    if not cells.limit_names(run):
+        return _section("limits", "Limits", "<p>None: this is plain DARTS.</p>")
+    caption = (
+        "Blue: what the search network is expected to cost, over what it is held to. "
+        "Grey: what the cell derived at that step would cost, over the limit itself, "
+        "before any repair. The multiplier rises while blue is above the line."
+    )
+    plot = _figure(cells.draw_limits(run), "limits", "Costs over bounds", caption)
+    return _section("limits", "Expected and derived cost", plot)
+
+
+def _weights(run: Run) -> str:
+    caption = (
+        "One panel an edge, one row an operation; the name beside a row is the most "
+        "probable operation at the end."
+    )
+    options = tuple(map(cells.short_name, run.config.options))
+    named = dataclasses.replace(
+        run, config=dataclasses.replace(run.config, options=options)
+    )
+    figure = probabilities.draw_probabilities(named)
+    plot = _figure(figure, "weights", "Probabilities of the operations", caption)
+    return _section("weights", "Architecture weights over the search", plot)
+
+
+def _training(run: Run) -> str:
+    if not curves.has_training(run) or "accuracy" not in run.train:
+        return ""
+    caption = "Of the search network. Pale: as recorded; full colour: running mean."
+    plot = _figure(curves.draw_training(run), "training", "Accuracy and loss", caption)
+    return _section("training", "Training of the search network", plot)
+
+
+def _table(summary: dict[str, Any]) -> str:
+    if "table" not in summary:
+        return ""
+    lines = [
+        f"<tr><td><code>{escape(name)}</code></td>"
+        f'<td class="number">{"–" if value is None else f"{value:,.10g}"}</td></tr>'
+        for name, value in summary["table"].items()
+    ]
+    header = '<th>column</th><th class="number">value</th>'
+    return _section("table", "What the table says of it", sections.table(header, lines))
+
+
+_BASELINES = {
+    "oracle": "best cell within the limits",
+    "best_by_signal": "best by the search's own signal",
+    "regularised_evolution": "regularised evolution, 100 evaluations",
+    "random_search": "random search, 100 evaluations",
+    "mean_cell": "mean cell within the limits",
+}
+
+
+def _baselines(summary: dict[str, Any]) -> str:
+    found = summary.get("baselines")
+    if found is None:
+        return ""
+    lines = []
+    for name, text in _BASELINES.items():
+        spread = found.get(f"{name}_deviation")
+        shown = f"{found[name]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+        lines.append(f'<tr><td>{text}</td><td class="number">{shown}</td></tr>')
+    header = '<th>under the same limits</th><th class="number">accuracy, %</th>'
+    return _section("baselines", "What else there is", sections.table(header, lines))
+
+
+def _figure(figure, name: str, label: str, caption: str) -> str:
+    svg = style.to_svg(figure, name)
+    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
+
+
+def _section(name: str, title: str, *parts: str) -> str:
+    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))

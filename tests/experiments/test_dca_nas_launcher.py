@@ -1,0 +1,136 @@
+"""The launcher of cell searches: both signals, limits, refusals, resuming."""
+
+import json
+
+import numpy as np
+import pytest
+from launching import launch
+
+from experiments import dca_nas
+from fliqs_jax.models import cells
+
+PARAMETERS = cells.nasbench201_network_counts(10, image_shape=(8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Made up: larger cells are better, skips are quick."""
+    file = tmp_path_factory.mktemp("table") / "table.csv"
+    rows = ["index,valid_accuracy,test_accuracy,latency_ms_chip"]
+    for index, names in enumerate(cells.nasbench201_all()):
+        good = 3 * names.count("nor_conv_3x3") + 2 * names.count("nor_conv_1x1")
+        slow = 0.1 + names.count("nor_conv_3x3") + 0.5 * names.count("avg_pool_3x3")
+        rows.append(f"{index},{40 + good},{50 + good},{slow}")
+    file.write_text("\n".join(rows))
+    return file
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def by_table(folder, table, *flags):
+    launch(
+        dca_nas,
+        f"--workdir={folder}",
+        "--signal=table",
+        f"--table={table}",
+        "--accuracy_column=valid_accuracy",
+        "--test_column=test_accuracy",
+        "--steps=200",
+        *flags,
+    )
+    return summary_of(folder)
+
+
+def test_table_search_holds_its_limits_and_reports_the_cell(table, tmp_path, capsys):
+    flags = (
+        "--parameter_limit=0.6e6",
+        "--latency_column=latency_ms_chip",
+        "--latency_limit=2.5",
+    )
+    found = by_table(tmp_path / "run", table, *flags)
+    assert found["violations"] == [] and found["parameters"] <= 0.6e6
+    index = cells.nasbench201_index(found["genotype"])
+    choice = cells.NASBENCH201.choice(index)
+    assert found["index"] == index
+    parameters = PARAMETERS.cost("parameters").of(cells.NASBENCH201, choice)
+    assert found["parameters"] == found["costs"]["parameters"] == parameters
+    assert found["costs"]["latency_ms_chip"] == found["table"]["latency_ms_chip"] <= 2.5
+    assert found["accuracy"] == pytest.approx(found["table"]["test_accuracy"] / 100)
+    assert found["accuracy_source"] == "table, test_accuracy"
+    assert found["limits"] == {"parameters": 0.6e6, "latency_ms_chip": 2.5}
+    assert set(found["multipliers"]) == set(found["limits"])
+    assert found["latency_fit_r2"] == pytest.approx(1.0)
+    others = found["baselines"]
+    assert others["oracle"] >= found["table"]["test_accuracy"] > others["mean_cell"]
+    for name in ("policy.json", "metrics.jsonl", "report.html"):
+        assert (tmp_path / "run" / name).exists()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Expected and derived cost" in page and found["genotype"] in page
+    capsys.readouterr()
+    by_table(tmp_path / "run", table, *flags)
+    assert "holds a finished run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--parameter_limit=7e4"], "the smallest cell has 7"),
+        (["--accuracy_column=test_accuracy"], "for judging what was found"),
+        (["--latency_limit=2"], "need each other"),
+        (["--space=darts"], "is for --space=nasbench201"),
+    ],
+)
+def test_what_no_search_can_do_is_refused(table, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        by_table(tmp_path / "run", table, *flags)
+
+
+def test_table_of_another_network_is_refused(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("index,valid_accuracy,parameters\n0,60,129306\n1,61,802426")
+    with pytest.raises(ValueError, match="cell 0 has 129306 parameters"):
+        launch(
+            dca_nas,
+            f"--workdir={tmp_path}/run",
+            "--signal=table",
+            f"--table={file}",
+            "--accuracy_column=valid_accuracy",
+        )
+
+
+@pytest.mark.slow
+def test_network_search_trains_what_it_derived_and_resumes(tmp_path):
+    flags = (
+        "--space=nasbench201",
+        "--model_options=width=4,num_cells=1",
+        "--search_options=bottleneck=2",
+        "--parameter_limit=8000",
+        "--macs_limit=200000",
+        "--skip_limit=3",
+        "--size_bits_limit=60000",
+        "--size_format=int8",
+        "--steps=12",
+        "--checkpoint_every=4",
+        "--batch_size=64",
+        "--validation_fraction=0.5",
+        "--final_steps=6",
+        "--evaluate_every=0",
+        "--log_every=2",
+        "--architecture_learning_rate=0.1",
+    )
+    launch(dca_nas, f"--workdir={tmp_path}/a", *flags)
+    found = summary_of(tmp_path / "a")
+    assert found["violations"] == []
+    for name, bound in found["limits"].items():
+        assert found["costs"][name] <= bound
+    assert found["accuracy_source"].startswith("test set")
+    derived = summary_of(tmp_path / "a" / "derived")
+    assert found["accuracy"] == derived["accuracy"]
+    # Killed after the search: the derived network is trained again, nothing else.
+    (tmp_path / "a" / "summary.json").unlink()
+    launch(dca_nas, f"--workdir={tmp_path}/a", *flags)
+    again = summary_of(tmp_path / "a")
+    assert again["genotype"] == found["genotype"]
+    np.testing.assert_equal(again["multipliers"], found["multipliers"])
