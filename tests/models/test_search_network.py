@@ -102,7 +102,9 @@ MODELS = {
 
 
 @pytest.mark.parametrize("bottleneck", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["nasbench201", pytest.param("darts", marks=pytest.mark.slow)]
+)
 def test_built_network_has_the_counts_of_all_edges_together(name, bottleneck):
     model, counts = MODELS[name]
     model = model.clone(bottleneck=bottleneck)

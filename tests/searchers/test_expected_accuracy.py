@@ -86,7 +86,10 @@ def test_unknown_accuracy_counts_as_the_least_known():
 def test_oracles_are_the_published_ones(signal, judge, million, best, of_signal):
     allowed = cells_within(NASBENCH201, [parameter_limit(million * 1e6)])
     assert judge[tuple(oracle(judge, allowed))] == pytest.approx(best, abs=0.011)
-    assert judge[tuple(oracle(signal, allowed))] == pytest.approx(of_signal, abs=0.011)
+    # Cells that are the same network differ in their test accuracies alone.
+    tied = allowed & (signal == signal[allowed].max())
+    assert tied[tuple(oracle(signal, allowed))]
+    assert np.abs(judge[tied] - of_signal).min() < 0.011
 
 
 def test_latency_fit_explains_the_device_and_never_reads_what_judges(table):
