@@ -47,6 +47,7 @@ def test_dense_and_conv_per_channel(symmetric, bits):
         np.testing.assert_array_equal(found[name]["bias"], params[name]["bias"])
 
 
+@pytest.mark.slow
 def test_stacked_layers_have_formats_of_their_own():
     net, x = Stack(), jnp.ones((1, 4, 4, 1))
     params = net.init(jax.random.key(0), x)["params"]

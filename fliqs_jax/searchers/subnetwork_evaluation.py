@@ -33,7 +33,7 @@ from fliqs_jax.searchers.static_calibration import (
 from fliqs_jax.train.batch_statistics import recalibrate
 from fliqs_jax.train.classifier import Classifier, training_arguments
 from fliqs_jax.train.losses import correct
-from fliqs_jax.train.mapping import AXIS
+from fliqs_jax.train.mapping import AXIS, place
 
 # Not "data": there, models may average over the devices, which here have other
 # candidates each.
@@ -112,7 +112,7 @@ class PopulationEvaluator:
             axis_types=(jax.sharding.AxisType.Auto,),
         )
         self._chunk = per_device * self._mesh.size
-        self._state = jax.device_put(state, self._placed())
+        self._state = place(state, self._placed())
         # A seed of its own, as of `train.evaluation`: the same images for all.
         self._source = batches(dataset.train, batch_size=batch_size, seed=2**31 - 1)
         self._classifier = Classifier(
@@ -313,11 +313,11 @@ class PopulationEvaluator:
     def _run(self, name, candidates, batch=None):
         # What lies elsewhere (or on one device) would be compiled for anew.
         candidates = self._spread(candidates)
-        batch = jax.device_put(batch or {}, self._placed())
+        batch = place(batch or {}, self._placed())
         return self._programs[name](self._state, candidates, batch)
 
     def _placed(self, *axes: str) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
 
     def _spread(self, tree: PyTree) -> PyTree:
-        return jax.device_put(tree, self._placed(_CANDIDATES))
+        return place(tree, self._placed(_CANDIDATES))

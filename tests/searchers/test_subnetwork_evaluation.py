@@ -97,6 +97,7 @@ def alone(space, state, data, vector):
     return evaluator.validate(own, formats)["accuracy"]
 
 
+@pytest.mark.slow
 def test_population_is_each_extracted_network_alone(problem):
     space, state, data, evaluator = problem
     rng = np.random.default_rng(0)

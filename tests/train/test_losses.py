@@ -57,4 +57,4 @@ def test_size_of_distillation_gradient_hardly_depends_on_temperature():
 
 def test_temperature_must_be_positive():
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        distillation(jnp.zeros((1, 2)), jnp.zeros((1, 2)), temperature=0)
+        distillation(jnp.zeros((1, 2)), jnp.zeros((1, 2)), temperature=0.0)

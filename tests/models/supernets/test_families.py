@@ -149,7 +149,9 @@ def test_full_choice_leaves_everything(family):
 
 
 @pytest.mark.parametrize("family", ["resnet_cifar", "vit_cifar"])
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(
+    "per_channel", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_quantized_with_the_scales_of_the_small_network(family, per_channel):
     net = small_supernet(family)
     variables, images = random_variables(net), random_images(net)
