@@ -6,12 +6,11 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
-from experiments.comparison.planning import parse_run_name, split_method
-from experiments.comparison.results import title
+from experiments.comparison.planning import split_method
+from experiments.comparison.results import finished_runs, title
 from fliqs_jax.files import replace_text
 from fliqs_jax.report import CodebookPoint, write_codebook_trade_off
 from fliqs_jax.searchers.compression_schedule import VARIANTS
-from fliqs_jax.train.workdir import read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +30,11 @@ class CodebookRow:
 def read_codebook_rows(root: pathlib.Path) -> list[CodebookRow]:
     """Returns the finished compressions of a comparison's folder, by name."""
     rows = []
-    for file in sorted(root.glob("*/summary.json")):
-        parsed = parse_run_name(file.parent.name)
-        if parsed is None:
-            continue
-        method, member = split_method(parsed[0])
+    for run in finished_runs(root):
+        method, member = split_method(run.method)
         if method not in VARIANTS:
             continue
-        summary = read_json(file)
+        summary = run.summary
         rows.append(
             CodebookRow(
                 method=method,

@@ -7,7 +7,8 @@ import io
 import pathlib
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from experiments.comparison.planning import OWN_COST, parse_run_name, split_method
 from fliqs_jax.files import replace_text
@@ -48,23 +49,36 @@ class Row:
     seconds: float
 
 
+class Finished(NamedTuple):
+    """A run that has its results."""
+
+    name: str  # its folder
+    method: str
+    budget: float | None  # as the folder names it
+    seed: int
+    summary: dict[str, Any]
+
+
+def finished_runs(root: pathlib.Path) -> Iterator[Finished]:
+    """Yields the finished runs of a comparison's folder, by name."""
+    for file in sorted(root.glob("*/summary.json")):
+        parsed = parse_run_name(file.parent.name)
+        if parsed is not None:
+            yield Finished(file.parent.name, *parsed, read_json(file))
+
+
 def read_rows(root: pathlib.Path) -> list[Row]:
     """Returns the finished runs of a comparison's folder, by name."""
     rows = []
-    for file in sorted(root.glob("*/summary.json")):
-        parsed = parse_run_name(file.parent.name)
-        if parsed is None:
-            continue
-        method, budget, seed = parsed
+    for name, method, budget, seed, summary in finished_runs(root):
         family, _ = split_method(method)
-        summary = read_json(file)
         reference = summary["cost_of_reference"]
         if budget is None and family not in OWN_COST:
             budget = float(f"{summary['cost_target'] / reference:.6g}")
         rows.append(
             Row(
                 method=family if family == "random" else method,
-                run=file.parent.name,
+                run=name,
                 seed=seed,
                 budget=budget,
                 accuracy=summary["accuracy"],
