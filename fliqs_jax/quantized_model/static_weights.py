@@ -47,10 +47,10 @@ def quantize_tensor(
     Example:
       >>> from fliqs_jax.formats import parse_format
       >>> from fliqs_jax.quantizers.observers import minmax_range
-      >>> x = jnp.array([[0.0, -10.0], [3.1, 20.0]])
+      >>> x = jnp.array([[0.0, -10.0], [3.0, 20.0]])
       >>> quantize_tensor(x, parse_format("int2"), minmax_range, symmetric=False,
       ...     contracted_axes=(0,)).round(1).tolist()
-      [[0.0, -10.0], [3.0999999046325684, 20.0]]
+      [[0.0, -10.0], [3.0, 20.0]]
     """
     axes = tuple(range(x.ndim)) if contracted_axes is None else contracted_axes
     channels = [axis for axis in range(x.ndim) if axis not in axes]

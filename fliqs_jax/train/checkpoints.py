@@ -58,7 +58,7 @@ class Checkpoints:
       ValueError: if `keep` or `every` is below 1.
 
     Example:
-      >>> import tempfile, jax.numpy as jnp
+      >>> import tempfile, jax, jax.numpy as jnp
       >>> state = {"weights": jnp.arange(3.0), "key": jax.random.key(0)}
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     with Checkpoints(folder, every=100) as checkpoints:
