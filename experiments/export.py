@@ -27,7 +27,9 @@ FLAGS = flags.FLAGS
 
 finished_run.define_flags()
 flags.DEFINE_string("output", None, "Folder for the files (default: WORKDIR/export).")
-flags.DEFINE_bool("program", True, "Write the program (needs the flatbuffers package).")
+flags.DEFINE_bool(
+    "program", None, "Write the program (default: if flatbuffers is installed)."
+)
 flags.DEFINE_list("platforms", [*PLATFORMS], "That the program shall run on.")
 flags.DEFINE_integer(
     "fixed_batch", None, "Images a call of the program (default: any number)."
@@ -40,8 +42,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Loads, writes, reads back, prints."""
-    if FLAGS.program:
-        check_exportable()
+    with_program = writes_program()
     if FLAGS.fixed_batch is not None and FLAGS.fixed_batch < 1:
         raise ValueError(f"--fixed_batch must be at least 1, got {FLAGS.fixed_batch}")
     workdir = pathlib.Path(FLAGS.workdir).absolute()
@@ -52,13 +53,13 @@ def run() -> None:
         network,
         data.test.image_shape,
         folder,
-        platforms=FLAGS.platforms if FLAGS.program else None,
+        platforms=FLAGS.platforms if with_program else None,
         batch_size=FLAGS.fixed_batch,
         codebooks=codebooks if codebooks.exists() else None,
         config={"accuracy_of_run": read_json(workdir / "summary.json")["accuracy"]},
     )
     written = {}
-    if FLAGS.program and jax.default_backend() in _platforms():
+    if with_program and jax.default_backend() in _platforms():
         written["program"] = load_program(folder)
     if not codebooks.exists():
         written["weights"] = jax.jit(loaded_weights(network, folder))
@@ -74,6 +75,20 @@ def run() -> None:
     facts = ("bytes", "bytes_of_float32_params", "accuracy_of_run")
     found = {name: manifest[name] for name in facts}
     print(json.dumps({"output": str(folder), **found, "accuracy": accuracies}))
+
+
+def writes_program() -> bool:
+    """Returns whether to write the program; says why where that is not asked."""
+    if FLAGS.program is False:
+        return False
+    try:
+        check_exportable()
+    except ModuleNotFoundError as error:
+        if FLAGS.program:
+            raise ValueError(f"--program: {error}") from error
+        common.say(f"note: no program is written: {error}")
+        return False
+    return True
 
 
 def _platforms() -> list[str]:

@@ -42,7 +42,7 @@ def check_exportable() -> None:
     if importlib.util.find_spec("flatbuffers") is None:
         raise ModuleNotFoundError(
             "jax.export needs the package flatbuffers to serialize a program:"
-            " pip install flatbuffers (or fliqs_jax[export]), or leave the program out"
+            " pip install flatbuffers"
         )
 
 

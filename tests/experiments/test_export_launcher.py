@@ -6,6 +6,7 @@ import pytest
 from launching import launch
 
 from experiments import export, fliqs, learning_compression
+from fliqs_jax.deploy import program
 
 SMALL = ("--dataset=digits", "--model=lenet300", "--batch_size=32", "--log_every=20")
 
@@ -39,6 +40,18 @@ def test_output_and_platforms_are_the_users(finished, tmp_path, capsys):
     assert set(said["accuracy"]) == {"weights"}  # a TPU's program does not run here
     manifest = json.loads((folder / "export.json").read_text())
     assert manifest["platforms"] == ["tpu"] and manifest["batch_size"] == 8
+
+
+def test_without_flatbuffers_the_weights_alone_are_written(
+    finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
+    launch(export, f"--workdir={finished}", f"--output={tmp_path}")
+    note, result = capsys.readouterr().out.splitlines()[-2:]
+    assert "no program is written" in note and "pip install flatbuffers" in note
+    assert set(json.loads(result)["bytes"]) == {"weights.safetensors"}
+    with pytest.raises(ValueError, match="--program: .*pip install flatbuffers"):
+        launch(export, f"--workdir={finished}", "--program")
 
 
 @pytest.mark.slow
