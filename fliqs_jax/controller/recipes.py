@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from fliqs_jax.controller.baselines import init_baseline, update_baseline
 from fliqs_jax.controller.expected_cost import ExpectedCostRatio, meet_expected_cost
@@ -211,7 +211,7 @@ def default(
     temperature: float = 1.0,
     decay: float = 1.0,
     ridge: float = 1.0,
-    option_bits: Sequence[int] | None = None,
+    option_bits: Int[ArrayLike, "*L K"] | Sequence[int] | None = None,
 ) -> Controller:
     r"""Builds the natural-gradient controller, the default.
 
@@ -232,9 +232,10 @@ def default(
       temperature: tau, the first temperature in units of the effects' spread.
       decay: share of the sums that an update keeps; 1 forgets nothing.
       ridge: observations that pull an effect to 0.
-      option_bits: width of each of the K options. In the final scores no option then
-        counts for less than a narrower one: where it seems to, that is noise, and a
-        budget that would stay unspent goes to the wider format. None trusts the data.
+      option_bits: width of each of the K options, [K] or for each decision [L, K]. In
+        the final scores no option then counts for less than a narrower one: where it
+        seems to, that is noise, and a budget that would stay unspent goes to the wider
+        format. Where all are equal, and with None, the data are trusted.
 
     Returns:
       A controller to `update` whenever samples were judged.
@@ -267,10 +268,11 @@ def default(
         increment = average(loss_model_increment(options, losses, shape[1]))
         model = update_loss_model(state.memory, increment, decay=decay)
         effects = option_effects(model, shape, ridge=ridge)
-        spread = jnp.sqrt(jnp.square(effects).mean())
+        present = ~jnp.isneginf(state.logits)  # absent options have no effect
+        spread = jnp.sqrt(jnp.square(effects).mean(where=present))
         heat = temperature * spread * jnp.maximum(1.0 - fraction_of(step), _COLDEST)
         logits = -effects / jnp.maximum(heat, _TINY)
-        logits = jnp.where(jnp.isneginf(state.logits), -jnp.inf, logits)
+        logits = jnp.where(present, logits, -jnp.inf)
         logits = meet_expected_cost(logits, expected_cost_ratio)
         metrics = {
             "reward": average(-losses.mean()),
@@ -297,13 +299,13 @@ def default(
 
 
 def _no_worse_when_wider(
-    scores: Float[Array, "L K"], option_bits: Sequence[int]
+    scores: Float[Array, "L K"], option_bits: Int[ArrayLike, "*L K"] | Sequence[int]
 ) -> Float[Array, "L K"]:
     """Raises each score to the best of the strictly narrower options'."""
-    bits = np.asarray(option_bits)
-    narrower = bits[None, :] < bits[:, None]  # [K, K]
-    reachable = narrower | np.eye(len(bits), dtype=bool)
-    return jnp.where(reachable[None], scores[:, None, :], -jnp.inf).max(axis=-1)
+    bits = np.broadcast_to(option_bits, scores.shape)
+    narrower = bits[:, None, :] < bits[:, :, None]  # [L, K, K]
+    reachable = narrower | np.eye(bits.shape[1], dtype=bool)[None]
+    return jnp.where(reachable, scores[:, None, :], -jnp.inf).max(axis=-1)
 
 
 def _check_samples(num_samples: int) -> None:

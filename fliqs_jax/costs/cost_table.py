@@ -57,6 +57,11 @@ class CostTable:
     joint_choices: tuple[JointChoice, ...] = flax.struct.field(pytree_node=False)
     exact_constant: float = flax.struct.field(pytree_node=False)
 
+    @property
+    def option_bits(self) -> Int[np.ndarray, "K"]:
+        """Storage bits of each option."""
+        return np.array([storage_bits(name) for name in self.space.option_names])
+
     def of(self, options: Int[ArrayLike, "L"]) -> Float[Array, ""]:
         """Returns the cost of options, which may be traced; `jax.vmap` for [N, L].
 

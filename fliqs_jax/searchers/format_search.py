@@ -11,55 +11,20 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
-from fliqs_jax.controller import Controller, default, published
-from fliqs_jax.costs import (
-    CostTable,
-    SiteCost,
-    check_target,
-    cost_table,
-    site_bops,
-    storage_bits,
-)
+from fliqs_jax.controller import default, published
+from fliqs_jax.costs import SiteCost, check_target, cost_table, site_bops
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.fliqs import Fliqs, Phases, Quality, negated_loss
+from fliqs_jax.searchers.controllers import Recipe, recipe
+from fliqs_jax.searchers.fliqs import Fliqs
+from fliqs_jax.searchers.one_shot import Phases, Quality, negated_loss
 from fliqs_jax.searchers.results import SearchResult
 from fliqs_jax.searchers.search_run import OptimizerSettings, run_search
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.mapping import make_mesh
-
-# (costs, target, phases) -> controller
-Recipe = Callable[[CostTable, float, Phases], Controller]
-
-
-def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
-    """Returns the recipe of a controller with some of its settings changed.
-
-    Args:
-      make: `controller.default`, `leave_one_out` or `published`.
-      **settings: keyword arguments of `make`.
-    """
-
-    def for_run(costs: CostTable, target: float, phases: Phases) -> Controller:
-        own = {}
-        if make is published:
-            cost_ratio = lambda options: costs.of(options) / target  # noqa: E731
-        else:
-            cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
-        if make is default:
-            own = {"option_bits": [storage_bits(x) for x in costs.space.option_names]}
-        return make(
-            cost_ratio,
-            **own,
-            warmup_steps=phases.warmup_end,
-            end_step=max(phases.search_end, phases.warmup_end + 1),
-            **settings,
-        )
-
-    return for_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

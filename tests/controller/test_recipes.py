@@ -184,3 +184,31 @@ def test_no_option_scores_below_a_narrower_one_when_bits_are_given():
     assert free[1] < free[0] < free[2] and free[3] < free[2]
     # Option 1 rises to 0's; 2, as wide, stays better; the widest rises to the best.
     assert bound.tolist() == [free[0], free[0], free[2], free[2]]
+
+
+def test_widths_may_differ_from_decision_to_decision():
+    bits = np.array([[2, 4, 8], [1, 1, 1]])  # the second row trusts the data
+    chosen = controller.default(
+        expected_ratio, warmup_steps=0, end_step=9, num_samples=3, option_bits=bits
+    )
+    state = chosen.init(START)
+    options = jnp.array([[0, 0], [1, 1], [2, 2]])
+    state, _ = chosen.update(state, options, jnp.array([0.0, 1.0, 2.0]), 1)
+    scores = np.asarray(chosen.final_scores(state))
+    assert (np.diff(scores[0]) == 0).all()  # the narrowest looked best: noise
+    assert (np.diff(scores[1]) < 0).all()
+
+
+def test_absent_options_do_not_cool_the_policy():
+    wide = jnp.array([[0.0, 0.0, -jnp.inf, -jnp.inf]] * 2)
+    heats = []
+    for start in (wide[:, :2], wide):
+        costs = jnp.linspace(0.2, 0.8, start.shape[1])
+        ratio = lambda p, costs=costs: (p * costs).sum()  # noqa: E731
+        chosen = controller.default(ratio, warmup_steps=0, end_step=9, num_samples=2)
+        options = jnp.array([[0, 1], [1, 0]])
+        _, metrics = chosen.update(
+            chosen.init(start), options, jnp.array([0.0, 1.0]), 1
+        )
+        heats.append(float(metrics["temperature"]))
+    assert heats[0] == pytest.approx(heats[1], rel=1e-5)
