@@ -203,7 +203,7 @@ def test_absent_options_do_not_cool_the_policy():
     wide = jnp.array([[0.0, 0.0, -jnp.inf, -jnp.inf]] * 2)
     heats = []
     for start in (wide[:, :2], wide):
-        costs = jnp.linspace(0.2, 0.8, start.shape[1])
+        costs = jnp.linspace(0.2, 0.8, start.shape[1])[None]
         ratio = lambda p, costs=costs: (p * costs).sum()  # noqa: E731
         chosen = controller.default(ratio, warmup_steps=0, end_step=9, num_samples=2)
         options = jnp.array([[0, 1], [1, 0]])

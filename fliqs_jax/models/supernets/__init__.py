@@ -24,6 +24,7 @@ from fliqs_jax.models.supernets.resnet import (
     cifar_resnet_supernet,
     imagenet_resnet_supernet,
 )
+from fliqs_jax.models.supernets.variants import site_decisions, site_variants
 from fliqs_jax.models.supernets.vit import vit_supernet
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "live_sites",
     "mobilenet_v2_supernet",
     "register_supernet",
+    "site_decisions",
+    "site_variants",
     "subnetwork_bops",
     "subnetwork_macs",
     "subnetwork_model_bits",

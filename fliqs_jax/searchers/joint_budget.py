@@ -1,0 +1,179 @@
+r"""The best architecture and formats within a budget, together.
+
+.. math:: \max_a \sum_l s_{l, a_l} \quad \text{s.t.} \quad C(a) \le B
+
+The cost is no sum over decisions, so this is no knapsack. At a price for cost the
+problem is one of `elimination`; the least price at which its answer fits gives an upper
+bound for every architecture. In the order of these bounds each architecture gets its
+best formats, by the exact knapsack of `costs.most_probable_within`, until no bound is
+above what is known. Host code in float64, run once or a few times in a search.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Int
+
+from fliqs_jax.costs import most_probable_within
+from fliqs_jax.searchers.elimination import Elimination, elimination_order
+from fliqs_jax.searchers.joint_cost import JointCost
+
+_TOLERANCE = 1e-6  # in units of the scores, as of the knapsack
+_HALVINGS = 40
+
+
+class Selection(NamedTuple):
+    """A vector within the budget, and how far from the best it may be."""
+
+    options: Int[np.ndarray, "L"]
+    score: float
+    bound: float  # no vector within the budget has a larger score
+    architectures: int  # whose formats were looked for
+
+
+def joint_extremes(
+    costs: JointCost, allowed: Float[np.ndarray, "L W"]
+) -> tuple[float, float]:
+    """Returns the least and the greatest cost that any allowed vector has.
+
+    Args:
+      costs: of the joint space.
+      allowed: 0 for options that may be taken, minus infinity for others.
+    """
+    problem = _Problem(costs, np.where(np.isneginf(allowed), -np.inf, 0.0))
+    ends = (problem.at_price(sign).best() for sign in (1.0, -1.0))
+    least, greatest = (costs.exact_cost(vector) for vector in ends)
+    return least, greatest
+
+
+def best_within(
+    scores: Float[ArrayLike, "L W"],
+    costs: JointCost,
+    budget: float,
+    *,
+    most_architectures: int = 100,
+) -> Selection:
+    """Returns the vector of the largest total score within the budget.
+
+    Exact if `score` and `bound` agree to 1e-6, which is proven on the way; else
+    `most_architectures` were looked at, and the difference is what may be lost. The
+    budget holds in float64, by the small network's own sites.
+
+    Args:
+      scores: of each option of each decision, larger is better; minus infinity where
+        it may not be taken.
+      costs: of the joint space.
+      budget: B, in the unit of the costs.
+      most_architectures: to find formats for.
+
+    Raises:
+      ValueError: if nothing allowed fits the budget (it names the least reachable
+        cost), or `scores` are of another shape or NaN.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != costs.present.shape:
+        raise ValueError(
+            f"scores must have shape {list(costs.present.shape)}, a row a decision, got"
+            f" {list(scores.shape)}"
+        )
+    if np.isnan(scores[costs.present]).any():
+        raise ValueError("scores are NaN")
+    problem, budget = _Problem(costs, scores), float(budget)
+    least = costs.exact_cost(problem.at_price(None).best())
+    if least > budget:
+        raise ValueError(
+            f"budget {budget!r} is out of reach: the least reachable cost is {least!r}."
+            " Raise the budget, or add a smaller option or a cheaper format"
+        )
+    return problem.best_within(budget, most_architectures)
+
+
+class _Problem:
+    def __init__(self, costs: JointCost, scores: np.ndarray):
+        self.costs, self.counts = costs, costs.counts.tolist()
+        self.unary = [
+            ((row,), scores[row, :count]) for row, count in enumerate(self.counts)
+        ]
+        self.num_choices = len(costs.space.net.counts)
+        self.formats = range(self.num_choices, len(self.counts))
+        self.order = elimination_order(
+            [factor.decisions for factor in costs.factors],
+            self.counts,
+            first=self.formats,
+        )
+        rows = scores[self.num_choices :, : costs.space.space.num_options]
+        self.format_scores = rows
+        self.open = np.isfinite(rows).sum(axis=1) > 1  # more than one option left
+        # Costs of about 1 keep the sums of costs and scores well conditioned.
+        self.unit = max(sum(factor.values.max() for factor in costs.factors), 1e-300)
+
+    def at_price(self, price: float | None) -> Elimination:
+        """Returns the problem with cost at a price a unit; None is cost alone."""
+        unary, factor = self.unary, -1.0 if price is None else -price
+        if price is None:
+            unary = [(d, np.where(np.isfinite(s), 0.0, s)) for d, s in self.unary]
+        priced = [
+            (f.decisions, factor * f.values / self.unit) for f in self.costs.factors
+        ]
+        return Elimination(
+            [*unary, *priced], self.counts, self.order, num_first=len(self.formats)
+        )
+
+    def total(self, vector: np.ndarray) -> float:
+        return float(sum(s[vector[d]] for (d,), s in self.unary))
+
+    def best_within(self, budget: float, most: int) -> Selection:
+        free = self.at_price(0.0)
+        vector = free.best()
+        if self.costs.exact_cost(vector) <= budget:
+            return Selection(vector, self.total(vector), free.maximum, 1)
+        price, solved, known = self._price(budget)
+        room = price * (budget - self.costs.constant) / self.unit
+        best, score, count = known, self.total(known), 0
+        bound = solved.maximum + room
+        for value, vector in solved.descending():
+            bound = value + room
+            if bound <= score + _TOLERANCE or count == most:
+                break
+            count += 1
+            found = self._formats(vector, budget)
+            if found is not None and self.total(found) > score:
+                best, score = found, self.total(found)
+        else:
+            bound = score  # every architecture was looked at
+        return Selection(best, score, max(bound, score), count)
+
+    def _price(self, budget: float) -> tuple[float, Elimination, np.ndarray]:
+        """Returns the least price (about) at which the best vector fits, and it."""
+        low, high = 0.0, 1.0
+        while True:
+            solved = self.at_price(high)
+            known = solved.best()
+            if self.costs.exact_cost(known) <= budget:
+                break
+            low, high = high, 4.0 * high
+            if high > 1e12:  # only the cheapest fits, and ties hid it
+                return high, solved, self.at_price(None).best()
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            tried = self.at_price(middle)
+            vector = tried.best()
+            if self.costs.exact_cost(vector) <= budget:
+                high, solved, known = middle, tried, vector
+            else:
+                low = middle
+            if high - low <= 1e-9 * high:
+                break
+        return high, solved, known
+
+    def _formats(self, vector: np.ndarray, budget: float) -> np.ndarray | None:
+        """Returns the vector with its architecture's best formats, if any fit."""
+        if not self.open.any():
+            return vector if self.costs.exact_cost(vector) <= budget else None
+        table = self.costs.formats_table(vector[: self.num_choices].astype(np.int32))
+        if table.minimum() > budget:
+            return None
+        chosen = most_probable_within(self.format_scores, table, budget)
+        found = np.concatenate([vector[: self.num_choices], chosen])
+        fits = self.costs.exact_cost(found) <= budget
+        return found if fits and np.isfinite(self.total(found)) else None

@@ -1,0 +1,155 @@
+"""The best architecture and formats within a budget, against brute force."""
+
+import functools
+import itertools
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra.numpy import arrays
+from small_supernets import perceptron_supernet, small_supernet
+
+import fliqs_jax as fq
+from fliqs_jax.costs import site_bops, site_size
+from fliqs_jax.searchers.elimination import Elimination, elimination_order
+from fliqs_jax.searchers.joint_budget import best_within, joint_extremes
+from fliqs_jax.searchers.joint_cost import JointCost
+from fliqs_jax.searchers.joint_space import JointSpace
+
+
+@functools.cache
+def problem(cost=site_bops):
+    net = perceptron_supernet()
+    space = fq.SearchSpace(net.sites, ["int2", "int4", "int8"])
+    costs = JointCost(JointSpace(net, space), cost)
+    vectors = np.array(list(itertools.product(*map(range, costs.counts))))
+    return costs, vectors, np.array([costs.exact_cost(vector) for vector in vectors])
+
+
+def absent_as_minus_infinity(costs, scores):
+    return np.where(costs.present, scores, -np.inf)
+
+
+logits = arrays(np.float64, (5, 3), elements=st.floats(-3, 3, width=32))
+
+
+@given(scores=logits, share=st.floats(0.01, 1.2))
+@settings(max_examples=25)
+def test_choice_is_the_best_of_all_within_the_budget(scores, share):
+    costs, vectors, prices = problem()
+    scores = absent_as_minus_infinity(costs, scores)
+    budget = prices.min() + share * (prices.max() - prices.min())
+    found = best_within(scores, costs, budget)
+    assert costs.exact_cost(found.options) <= budget
+    totals = scores[np.arange(5), vectors].sum(axis=1)
+    best = totals[prices <= budget].max()
+    assert found.score == pytest.approx(best, abs=1e-5)
+    assert found.bound >= best - 1e-9
+    assert scores[np.arange(5), found.options].sum() == pytest.approx(found.score)
+
+
+@given(scores=arrays(np.float64, 26, elements=st.floats(-1, 1)), share=st.floats(0, 1))
+@settings(max_examples=6)
+def test_budget_is_met_on_a_network_of_many_decisions(scores, share):
+    net = small_supernet("resnet_cifar")
+    costs = _large_cost(net)
+    rng = np.random.default_rng(abs(hash(scores.tobytes())) % 2**32)
+    table = rng.choice(scores, size=costs.present.shape)
+    table = absent_as_minus_infinity(costs, table)
+    least, greatest = joint_extremes(costs, table)
+    budget = least + share * (greatest - least)
+    found = best_within(table, costs, budget, most_architectures=20)
+    assert costs.exact_cost(found.options) <= budget
+    assert found.score <= found.bound + 1e-9
+
+
+@functools.cache
+def _large_cost(net_name):
+    net = net_name if not isinstance(net_name, str) else small_supernet(net_name)
+    return JointCost(
+        JointSpace(net, fq.SearchSpace(net.sites, ["int2", "int4", "int8"])), site_bops
+    )
+
+
+def test_decisions_made_beforehand_are_kept():
+    costs, vectors, prices = problem()
+    scores = absent_as_minus_infinity(costs, np.zeros((5, 3)))
+    scores[0, [0, 2]] = -np.inf  # the first layer has its middle size
+    scores[:, 1] += 0.5
+    within = vectors[:, 0] == 1
+    budget = float(np.quantile(prices[within], 0.3))
+    found = best_within(scores, costs, budget)
+    assert found.options[0] == 1
+    totals = scores[np.arange(5), vectors].sum(axis=1)
+    assert found.score == pytest.approx(totals[within & (prices <= budget)].max())
+    least, greatest = joint_extremes(costs, scores)
+    assert (least, greatest) == (prices[within].min(), prices[within].max())
+
+
+def test_formats_made_beforehand_are_kept():
+    costs, vectors, prices = problem()
+    scores = absent_as_minus_infinity(
+        costs, np.random.default_rng(0).normal(size=(5, 3))
+    )
+    scores[2:, :2] = -np.inf  # all in int8
+    within = (vectors[:, 2:] == 2).all(axis=1)
+    for share in (0.0, 0.4, 0.9):
+        budget = float(np.quantile(prices[within], share))
+        found = best_within(scores, costs, budget)
+        totals = scores[np.arange(5), vectors].sum(axis=1)
+        assert found.score == pytest.approx(totals[within & (prices <= budget)].max())
+        assert costs.exact_cost(found.options) <= budget
+
+
+def test_budget_out_of_reach_names_the_least_cost():
+    costs, _, prices = problem(site_size)
+    scores = absent_as_minus_infinity(costs, np.zeros((5, 3)))
+    with pytest.raises(ValueError, match=f"least reachable cost is {prices.min()}"):
+        best_within(scores, costs, prices.min() - 1)
+    found = best_within(scores, costs, prices.min())
+    assert costs.exact_cost(found.options) == prices.min()
+    assert joint_extremes(costs, scores) == (prices.min(), prices.max())
+
+
+def test_scores_of_another_shape_or_nan_are_refused():
+    costs, _, _ = problem()
+    with pytest.raises(ValueError, match=r"shape \[5, 3\]"):
+        best_within(np.zeros((5, 2)), costs, 1e9)
+    with pytest.raises(ValueError, match="NaN"):
+        best_within(np.full((5, 3), np.nan), costs, 1e9)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20)
+def test_elimination_lists_all_sums_in_descending_order(seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 4, 5).tolist()
+    scopes = [(0, 1, 2), (3, 1), (2, 3), (4,), (0,)]
+    tables = [
+        (scope, rng.normal(size=[counts[d] for d in scope]).round(1))
+        for scope in scopes
+    ]
+    vectors = np.array(list(itertools.product(*map(range, counts))))
+    sums = sum(values[tuple(vectors[:, list(s)].T)] for s, values in tables)
+    order = elimination_order(scopes, counts, first=[1, 4])
+    assert set(order[:2]) == {1, 4}
+    found = Elimination(tables, counts, order, num_first=2)
+    assert found.maximum == pytest.approx(sums.max())
+    at = {tuple(vector): value for vector, value in zip(vectors, sums, strict=True)}
+    assert at[tuple(found.best())] == pytest.approx(sums.max())
+    rows = list(found.descending())
+    kept = [0, 2, 3]
+    best = {}
+    for vector, value in at.items():
+        own = tuple(vector[d] for d in kept)
+        best[own] = max(value, best.get(own, -np.inf))
+    assert [value for value, _ in rows] == pytest.approx(sorted(best.values())[::-1])
+    assert {tuple(vector[kept]) for _, vector in rows} == set(best)
+    for value, vector in rows:
+        assert at[tuple(vector)] == pytest.approx(value)
+
+
+def test_decisions_that_all_meet_are_refused():
+    with pytest.raises(ValueError, match="too many sites"):
+        elimination_order([tuple(range(12))], [7] * 12)
