@@ -114,29 +114,28 @@ class JointCost:
 
         Float32: within about 1e-6 of `exact_cost`, relatively.
         """
-        options, total = jnp.asarray(options), jnp.float32(self.constant)
+        options, total = jnp.asarray(options), self.constant
         for decisions, tables in self._groups:
             taken = options[decisions]  # [G, M]
             at = (jnp.arange(len(tables)), *jnp.moveaxis(taken, 1, 0))
-            total += jnp.asarray(tables)[at].sum()
+            total = total + jnp.asarray(tables)[at].sum()
         return total
 
-    def expected(self, probabilities: Float[ArrayLike, "L W"]) -> Float[Array, ""]:
+    def expected(self, probabilities: Float[ArrayLike, "L W"]) -> Float[ArrayLike, ""]:
         """Returns the expected cost of independent decisions, exactly; differentiable.
 
         Args:
           probabilities: of each option of each decision; rows sum to 1, absent options
-            have 0.
+            have 0. NumPy for a NumPy array.
         """
-        probabilities = jnp.asarray(probabilities)
-        total = jnp.float32(self.constant)
+        total = self.constant
         for decisions, tables in self._groups:
             # Products and sums, not einsum: a matrix unit would round to bfloat16.
             for axis in reversed(range(decisions.shape[1])):
                 chances = probabilities[decisions[:, axis], : tables.shape[axis + 1]]
                 shape = (len(chances), *[1] * axis, chances.shape[1])
                 tables = (tables * chances.reshape(shape)).sum(axis=-1)
-            total += tables.sum()
+            total = total + tables.sum()
         return total
 
     def exact_cost(self, options: Int[ArrayLike, "L"]) -> float:
