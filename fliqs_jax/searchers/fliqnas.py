@@ -150,7 +150,7 @@ class Fliqnas:
         """
         keys = device_keys(state.key, state.step, _KEYS)
         images = self.classifier.training_images(keys["augment"], batch["image"])
-        samples, options = self._options(state, keys)
+        samples, options = self.draw(state, keys)
         subnetwork = self.subnetwork(state, options)
 
         def objective(params):
@@ -200,7 +200,9 @@ class Fliqnas:
             metrics,
         )
 
-    def _options(self, state, keys) -> tuple[Int[Array, "S L"], Int[Array, "L"]]:
+    def draw(
+        self, state: SearchState, keys: Mapping[str, Key[Array, ""]]
+    ) -> tuple[Int[Array, "S L"], Int[Array, "L"]]:
         """Returns the controller's samples, and what is trained at this step."""
         samples = self.controller.sample(keys["options"], state.controller)
         samples = samples.at[0].set(
@@ -260,7 +262,7 @@ class Fliqnas:
         Those of sites that no device's sub-network has stay as they are.
         """
         keys = device_keys(state.key, state.step, _KEYS)
-        _, options = self._options(state, keys)
+        _, options = self.draw(state, keys)
         subnetwork = self.subnetwork(state, options)
         seen = self.classifier.observe(
             state.params,
@@ -276,7 +278,7 @@ class Fliqnas:
             self.costs.space.space,
             seen.replace(minimum=minimum),
         )
-        calibration = _of_live_sites(state.calibration, fresh, live)
+        calibration = of_live_sites(state.calibration, fresh, live)
         return state.replace(calibration=calibration), {}
 
     def select(self, state: SearchState) -> Selection:
@@ -389,8 +391,11 @@ def allowed_options(
     return np.where(allowed, 0.0, -np.inf)
 
 
-def _of_live_sites(old: Calibration, fresh: Calibration, live: Array) -> Calibration:
-    """Averages fresh bounds over the devices whose sub-networks have the site."""
+def of_live_sites(old: Calibration, fresh: Calibration, live: Array) -> Calibration:
+    """Returns fresh bounds, averaged over the devices whose sub-networks have a site.
+
+    The old ones where none has it; runs per device.
+    """
     devices = lax.psum(live.astype(jnp.float32), AXIS)
     bounds = jnp.where(live[:, None], fresh.activation_clip, 0.0)
     mean = lax.psum(bounds, AXIS) / jnp.maximum(devices, 1.0)[:, None]

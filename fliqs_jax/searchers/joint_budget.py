@@ -63,7 +63,8 @@ def best_within(
       scores: of each option of each decision, larger is better; minus infinity where
         it may not be taken.
       costs: of the joint space.
-      budget: B, in the unit of the costs.
+      budget: B, in the unit of the costs. Of formats of equal score the costliest that
+        it allows is taken.
       most_architectures: to find formats for.
 
     Raises:
@@ -126,11 +127,10 @@ class _Problem:
         free = self.at_price(0.0)
         vector = free.best()
         if self.costs.exact_cost(vector) <= budget:
-            return Selection(vector, self.total(vector), free.maximum, 1)
-        price, solved, known = self._price(budget)
+            return self._selection(vector, budget, free.maximum, 1)
+        price, solved, best = self._price(budget)
         room = price * (budget - self.costs.constant) / self.unit
-        best, score, count = known, self.total(known), 0
-        bound = solved.maximum + room
+        score, bound, count = self.total(best), solved.maximum + room, 0
         for value, vector in solved.descending():
             bound = value + room
             if bound <= score + _TOLERANCE or count == most:
@@ -141,6 +141,14 @@ class _Problem:
                 best, score = found, self.total(found)
         else:
             bound = score  # every architecture was looked at
+        return self._selection(best, budget, bound, count)
+
+    def _selection(
+        self, vector: np.ndarray, budget: float, bound: float, count: int
+    ) -> Selection:
+        # Once more by the knapsack: it spends what is left on formats of equal score.
+        best = self._formats(vector, budget)
+        score = self.total(best)
         return Selection(best, score, max(bound, score), count)
 
     def _price(self, budget: float) -> tuple[float, Elimination, np.ndarray]:

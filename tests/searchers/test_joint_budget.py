@@ -102,6 +102,21 @@ def test_formats_made_beforehand_are_kept():
         assert costs.exact_cost(found.options) <= budget
 
 
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_what_is_left_goes_to_wider_formats_of_equal_score(share):
+    costs, _, prices = problem()
+    scores = absent_as_minus_infinity(costs, np.zeros((5, 3)))
+    scores[0, 2], scores[2:, 1:] = 0.3, 0.2  # int8 no better than int4
+    budget = share * prices.max()
+    found = best_within(scores, costs, budget)
+    for row in range(2, 5):
+        if scores[row, found.options[row]] == 0.2 and found.options[row] < 2:
+            wider = found.options.copy()
+            wider[row] = 2
+            assert costs.exact_cost(wider) > budget
+    assert costs.exact_cost(found.options) <= budget
+
+
 def test_budget_out_of_reach_names_the_least_cost():
     costs, _, prices = problem(site_size)
     scores = absent_as_minus_infinity(costs, np.zeros((5, 3)))
