@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+
+import numpy as np
 
 from fliqs_jax.files import replace_text
 from fliqs_jax.report import architecture, html, page, probabilities, sections, words
@@ -37,13 +39,13 @@ def write_network_report(workdir: str | pathlib.Path) -> pathlib.Path:
             cost_reference=f"{whole.config.cost_reference} in the full network",
         ),
     )
-    about = _part(run, slice(0, len(options)), tuple(options), ())
-    formats = _part(
-        run,
-        slice(len(options), None),
-        run.config.decisions[len(options) :],
-        run.config.options,
-    )
+    count = len(options)
+    # One option is no decision: it would stand in the maps as the largest, too.
+    several = [number for number, own in enumerate(options.values()) if len(own) > 1]
+    about = _part(run, several, ())
+    formats = _part(run, range(count, len(run.config.decisions)), run.config.options)
+    gone = {site.path: ("left out",) * 2 for site in whole.config.sites}
+    formats = dataclasses.replace(formats, policy={**gone, **run.policy})
     body = [
         sections.head(run),
         f"<p>{escape(_sizes_sentence(summary))}</p>",
@@ -54,7 +56,7 @@ def write_network_report(workdir: str | pathlib.Path) -> pathlib.Path:
         _search(run, about, formats, options, found["architecture"]),
         sections.site_table(run),
         sections.reproduction(whole),
-        sections.settings(whole),
+        sections.settings(formats),
     ]
     title = escape(words.headline(run))
     text = page.PAGE.format(title=title, css=page.CSS, body="\n".join(body))
@@ -62,20 +64,24 @@ def write_network_report(workdir: str | pathlib.Path) -> pathlib.Path:
     return folder / html.REPORT_NAME
 
 
-def _part(
-    run: Run, rows: slice, decisions: tuple[str, ...], options: tuple[str, ...]
-) -> Run:
-    """Returns the run with some of its decisions only: those that were searched."""
-    config = dataclasses.replace(run.config, decisions=decisions, options=options)
+def _part(run: Run, rows: Sequence[int], options: tuple[str, ...]) -> Run:
+    """Returns the run with some of its decisions only, if they were searched.
+
+    Args:
+      run: the whole one.
+      rows: numbers of the decisions.
+      options: of each of them; empty where they have options of their own.
+    """
+    decisions = tuple(run.config.decisions[row] for row in rows)
     trace = run.probabilities
     if trace is not None:
-        values = trace.values[:, rows]
+        values = trace.values[:, list(rows)]
         if options:
             values = values[:, :, : len(options)]
-        trace = ProbabilityTrace(trace.steps, values)
         # Made beforehand, they have probabilities of 0 and 1 from the first row on.
-        if ((values[0] == 1) | (values[0] == 0) | (values[0] != values[0])).all():
-            trace = None
+        searched = np.isfinite(values[0]) & (values[0] > 0) & (values[0] < 1)
+        trace = ProbabilityTrace(trace.steps, values) if searched.any() else None
+    config = dataclasses.replace(run.config, decisions=decisions, options=options)
     return dataclasses.replace(run, config=config, probabilities=trace)
 
 
@@ -111,8 +117,13 @@ def _search(
     if run.probabilities is None:
         text = "<p>There was no search: the run trained one network in one policy.</p>"
         return html.section_html("search", title, text)
-    # The decisions have different numbers of options: no one entropy is the largest.
-    plain = dataclasses.replace(run, config=dataclasses.replace(run.config, options=()))
+    plain = dataclasses.replace(
+        run,
+        # The decisions have different numbers of options: no entropy is the largest.
+        config=dataclasses.replace(run.config, options=()),
+        # That of the controller's updates is the expected one once more.
+        train={name: s for name, s in run.train.items() if name != "cost_ratio"},
+    )
     parts = html.search_figures(plain)
     if about.probabilities is not None:
         parts += _architecture_figures(about, options, chosen)
@@ -135,7 +146,8 @@ def _architecture_figures(
         "One panel a decision, one row an option. The option written beside a row is "
         "the most probable one at the end."
     )
-    names = [[str(option) for option in listed] for listed in options.values()]
+    listed = [options[name] for name in run.config.decisions]
+    names = [[str(option) for option in own] for own in listed]
     sizes = architecture.draw_sizes(run, options, chosen)
     panels = probabilities.draw_probabilities(run, names)
     return [
