@@ -28,12 +28,13 @@ SMALL = (
     "--dataset=digits",
     "--formats=int2,int4,int8",
     "--cost_target=0.2",
-    "--steps=60",
+    "--steps=40",
     "--batch_size=32",
     "--policy_every=2",
+    "--policy_samples=2",
     "--calibrate_every=20",
     "--log_every=10",
-    "--evaluate_every=30",
+    "--evaluate_every=20",
     "--checkpoint_every=20",
     "--learning_rate=0.05",
 )
@@ -76,7 +77,7 @@ def test_a_run_leaves_the_promised_files(finished):
         assert key in summary
     assert summary["cost_ratio"] <= 1.0
     assert summary["compile_count"] == 1
-    assert summary["accuracy"] > 0.4  # 60 steps; chance is 0.1
+    assert summary["accuracy"] > 0.3  # 40 steps; chance is 0.1
     assert summary["selection_gap"] < 1e-5
     assert summary["architecture"].keys() == DECISIONS.keys()
     assert all(summary["architecture"][name] in DECISIONS[name] for name in DECISIONS)
@@ -96,7 +97,8 @@ def test_network_found_loads_as_an_ordinary_small_one(finished, capsys):
     network, test = fq.load_network(finished), fq.load_dataset("digits").test
     widths = tuple(summary_of(finished)["architecture"].values())
     assert network.classifier.quantized.model.hidden == widths
-    hits = np.asarray(network(test.images)).argmax(1) == test.labels
+    logits = jax.jit(network.predict)(network.variables, test.images)
+    hits = np.asarray(logits).argmax(1) == test.labels
     accuracy = summary_of(finished)["accuracy"]
     assert hits.mean() == pytest.approx(accuracy, abs=1e-6)
     launch(evaluate, f"--workdir={finished}")
@@ -152,8 +154,9 @@ def test_what_was_found_can_be_trained_from_scratch(finished, tmp_path, capsys):
     launch(fliqnas, *SMALL, NAMED, *given, f"--workdir={workdir}")
     notes = [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
     assert notes == [
-        "note: --policy_every has no effect: --architecture with --policy leaves "
-        "nothing to search"
+        f"note: --{name} has no effect: --architecture with --policy leaves nothing to"
+        " search"
+        for name in ("policy_every", "policy_samples")
     ]
     again, before = summary_of(workdir), summary_of(finished)
     assert again["architecture"] == before["architecture"]
@@ -211,7 +214,7 @@ def test_layers_may_be_left_out(supernet, tmp_path):
     options = SMALL_FAMILIES[supernet]
     workdir = tmp_path / "run"
     changed = (f"--supernet={supernet}", f"--supernet_options={options}")
-    short = ("--steps=24", "--policy_samples=2", "--evaluate_every=0")
+    short = ("--steps=24", "--evaluate_every=0")
     launch(fliqnas, *SMALL, *changed, *short, f"--workdir={workdir}")
     summary, network = summary_of(workdir), fq.load_network(workdir)
     test = fq.load_dataset("digits").test
@@ -235,7 +238,7 @@ def test_layers_may_be_left_out(supernet, tmp_path):
         ("--policy=nowhere.json", "nowhere.json"),
         ("--formats=int4,int99", "int99"),
         ("--batch_size=33", "8 devices"),
-        ("--supernet=small_supernets:Perceptron", "image_shape"),
+        ("--supernet=small_supernets:Perceptron", "unexpected keyword argument"),
     ],
 )
 def test_a_mistake_is_refused_before_training(changed, message, tmp_path):

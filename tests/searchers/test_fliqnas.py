@@ -137,7 +137,7 @@ def test_entropy_and_progress_are_about_what_is_searched(digits, whole_run):
 def test_decisions_made_beforehand_stay_as_they_are(digits, fixed):
     fixed = np.array(fixed)
     search = make_search(digits, fixed=fixed)
-    for seed in range(5):
+    for seed in range(2):
         state = search.init(jax.random.key(seed), digits.train.images[:1])
         keys = dict.fromkeys(("options", "warmup"), jax.random.key(seed))
         samples, options = search.draw(state, keys)
@@ -173,7 +173,8 @@ def test_dead_weights_have_no_gradient_and_do_not_decay(digits):
     sgd = make_optimizer("sgd", lambda step: 0.1, weight_decay=0.1)
     search = make_search(digits, fixed=fixed, phases=phases, optimizer=sgd)
     start = search.init(jax.random.key(0), digits.train.images[:1]).params
-    end = run(search, digits, mapping.make_mesh(), 3)[0].params
+    mesh = Mesh(np.array(jax.devices()[:1]), (mapping.AXIS,))
+    end = run(search, digits, mesh, 3)[0].params
     live = masks(search, fixed[:2])
     moved = jax.tree.map(lambda a, b: np.asarray(a) != np.asarray(b), start, end)
     for changed, kept in zip(*map(jax.tree.leaves, (moved, live)), strict=True):
@@ -186,7 +187,7 @@ def test_extracted_network_gives_what_the_masked_one_gives(digits, whole_run):
     subnetwork = search.current_formats(state)
     choice = np.asarray(subnetwork.choice)
     images = digits.test.images[:16]
-    masked = search.classifier.predict(
+    masked = jax.jit(search.classifier.predict)(
         state.params, state.model_state, images, formats=subnetwork
     )
     net, full = search.classifier.net, search.classifier.classifier
@@ -197,7 +198,8 @@ def test_extracted_network_gives_what_the_masked_one_gives(digits, whole_run):
         quantized=fq.QuantizedModel(model, sites=sites), mean=full.mean, std=full.std
     )
     formats = extracted_formats(net, choice, subnetwork.formats)
-    logits = classifier.predict(small.pop("params"), small, images, formats=formats)
+    params = small.pop("params")
+    logits = jax.jit(classifier.predict)(params, small, images, formats=formats)
     np.testing.assert_allclose(logits, masked, rtol=1e-3, atol=1e-4)
 
 

@@ -49,7 +49,7 @@ def random_probabilities(costs, seed):
 def test_variants_are_the_sites_of_sub_networks(family):
     net = small_supernet(family)
     decisions = site_decisions(net)
-    for seed in range(5):
+    for seed in range(2):
         choice = random_choice(net, seed)
         sites = {site.path: site for site in subnetwork_sites(net, choice)}
         for number, (whole, own) in enumerate(zip(net.sites, decisions, strict=True)):
@@ -63,10 +63,13 @@ def test_only_decisions_with_an_effect_are_named():
     assert site_decisions(net) == ((0,), (0, 1), (1,))
 
 
-@pytest.mark.parametrize("settings", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+@pytest.mark.parametrize(
+    "cost, settings",
+    [*((cost, "tied") for cost in COSTS), ("size", "separate"), ("bops", "pinned")],
+)
 def test_traced_cost_is_that_of_the_small_network(cost, settings):
-    costs = joint_cost(perceptron_supernet(), cost, **settings)
+    cost = COSTS[cost]
+    costs = joint_cost(perceptron_supernet(), cost, **SPACES[settings])
     of = jax.jit(costs.of)
     for seed in range(10):
         vector = random_vector(costs, seed)
@@ -91,7 +94,7 @@ def test_expected_cost_is_the_mean_over_all_vectors(settings):
     assert float(found) == pytest.approx(mean, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["resnet_cifar", "mobilenet_v2_cifar", "vit_cifar"])
+@pytest.mark.parametrize("family", ["resnet_cifar", "mobilenet_v2_cifar"])
 def test_expected_cost_of_a_sure_policy_is_the_vectors_own(family):
     """Also where layers are left out, and where groups span them."""
     net = small_supernet(family)
@@ -109,11 +112,11 @@ def test_gradient_of_the_expected_cost_is_what_each_option_costs():
     costs = joint_cost(perceptron_supernet(), site_bops)
     chances = jnp.asarray(random_probabilities(costs, 1), jnp.float32)
     gradient = jax.grad(costs.expected)(chances)
-    row = 1  # a decision about sizes
+    row, expected = 1, jax.jit(costs.expected)  # a decision about sizes
     for option in range(costs.counts[row]):
         sure = chances.at[row].set(jnp.eye(costs.counts.max())[option])
         without = chances.at[row].set(0.0)
-        effect = costs.expected(sure) - costs.expected(without)
+        effect = expected(sure) - expected(without)
         assert float(gradient[row, option]) == pytest.approx(float(effect), rel=1e-4)
 
 
