@@ -51,7 +51,8 @@ def loss_model_increment(
     the batch's samples, so whatever the samples share cancels.
 
     Args:
-      options: a, the policies judged on one batch.
+      options: a, the policies judged on one batch; -1 where a decision has no effect,
+        so that it adds 0 to the sample's loss.
       losses: y, the loss of each.
       num_options: K.
 

@@ -233,8 +233,13 @@ class Fliqnas:
         return jnp.where(swapped, largest, options)
 
     def _judge(self, state, judged_batch, samples, known, dropout_key):
-        """Returns the next controller state, and its metrics."""
+        """Returns the next controller state, and its metrics.
+
+        Decisions about what a sample leaves out are marked: it tells nothing of them.
+        Whatever runs takes any option of theirs.
+        """
         images, labels = judged_batch
+        samples = jax.vmap(self.costs.marked)(samples)
 
         def quality_of(options):
             logits, _ = self.classifier.train_forward(

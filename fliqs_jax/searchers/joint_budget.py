@@ -1,8 +1,10 @@
 r"""The best architecture and formats within a budget, together.
 
-.. math:: \max_a \sum_l s_{l, a_l} \quad \text{s.t.} \quad C(a) \le B
+.. math:: \max_a \sum_{l \in L(a)} s_{l, a_l} \quad \text{s.t.} \quad C(a) \le B
 
-The cost is no sum over decisions, so this is no knapsack. At a price for cost the
+L(a) are the decisions that have an effect: those about a layer that is left out count
+0, or leaving it out would be rewarded with the best of their scores for nothing. The
+cost is no sum over decisions, so this is no knapsack. At a price for cost the
 problem is one of `elimination`; the least price at which its answer fits gives an upper
 bound for every architecture. In the order of these bounds each architecture gets its
 best formats, by the exact knapsack of `costs.most_probable_within`, until no bound is
@@ -60,8 +62,8 @@ def best_within(
     budget holds in float64, by the small network's own sites.
 
     Args:
-      scores: of each option of each decision, larger is better; minus infinity where
-        it may not be taken.
+      scores: of each option of each decision, larger is better, 0 being as good as none
+        at all; minus infinity where it may not be taken.
       costs: of the joint space.
       budget: B, in the unit of the costs. Of formats of equal score the costliest that
         it allows is taken.
@@ -92,13 +94,14 @@ def best_within(
 class _Problem:
     def __init__(self, costs: JointCost, scores: np.ndarray):
         self.costs, self.counts = costs, costs.counts.tolist()
-        self.unary = [
-            ((row,), scores[row, :count]) for row, count in enumerate(self.counts)
+        self.scores = [
+            _score_table(costs, row, scores[row, :count])
+            for row, count in enumerate(self.counts)
         ]
         self.num_choices = len(costs.space.net.counts)
         self.formats = range(self.num_choices, len(self.counts))
         self.order = elimination_order(
-            [factor.decisions for factor in costs.factors],
+            [d for d, _ in self.scores] + [table.decisions for table in costs.factors],
             self.counts,
             first=self.formats,
         )
@@ -110,18 +113,18 @@ class _Problem:
 
     def at_price(self, price: float | None) -> Elimination:
         """Returns the problem with cost at a price a unit; None is cost alone."""
-        unary, factor = self.unary, -1.0 if price is None else -price
+        scores, factor = self.scores, -1.0 if price is None else -price
         if price is None:
-            unary = [(d, np.where(np.isfinite(s), 0.0, s)) for d, s in self.unary]
+            scores = [(d, np.where(np.isfinite(s), 0.0, s)) for d, s in scores]
         priced = [
             (f.decisions, factor * f.values / self.unit) for f in self.costs.factors
         ]
         return Elimination(
-            [*unary, *priced], self.counts, self.order, num_first=len(self.formats)
+            [*scores, *priced], self.counts, self.order, num_first=len(self.formats)
         )
 
     def total(self, vector: np.ndarray) -> float:
-        return float(sum(s[vector[d]] for (d,), s in self.unary))
+        return float(sum(s[tuple(vector[list(d)])] for d, s in self.scores))
 
     def best_within(self, budget: float, most: int) -> Selection:
         free = self.at_price(0.0)
@@ -147,9 +150,11 @@ class _Problem:
         self, vector: np.ndarray, budget: float, bound: float, count: int
     ) -> Selection:
         # Once more by the knapsack: it spends what is left on formats of equal score.
-        best = self._formats(vector, budget)
-        score = self.total(best)
-        return Selection(best, score, max(bound, score), count)
+        found = self._formats(vector, budget)
+        if found is not None and self.total(found) >= self.total(vector) - _TOLERANCE:
+            vector = found
+        score = self.total(vector)
+        return Selection(vector, score, max(bound, score), count)
 
     def _price(self, budget: float) -> tuple[float, Elimination, np.ndarray]:
         """Returns the least price (about) at which the best vector fits, and it."""
@@ -181,7 +186,29 @@ class _Problem:
         table = self.costs.formats_table(vector[: self.num_choices].astype(np.int32))
         if table.minimum() > budget:
             return None
-        chosen = most_probable_within(self.format_scores, table, budget)
+        values = np.where(self._live(vector)[:, None], self.format_scores, 0.0)
+        chosen = most_probable_within(values, table, budget)
         found = np.concatenate([vector[: self.num_choices], chosen])
         fits = self.costs.exact_cost(found) <= budget
         return found if fits and np.isfinite(self.total(found)) else None
+
+    def _live(self, vector: np.ndarray) -> np.ndarray:
+        """Returns which decisions about formats have an effect, bool[D]."""
+        live = np.ones(len(self.formats), bool)
+        for number in self.costs.effects.keys() & set(self.formats):
+            own = self.costs.effects[number]
+            taken = own.values[tuple(vector[list(own.decisions)])]
+            live[number - self.num_choices] = taken > 0
+        return live
+
+
+def _score_table(
+    costs: JointCost, row: int, scores: np.ndarray
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns a decision's scores as a table, 0 where it has no effect."""
+    if row not in costs.effects:
+        return (row,), scores
+    own = costs.effects[row]
+    idle = np.where(np.isfinite(scores), 0.0, scores)
+    table = np.where(own.values[..., None] > 0, scores, idle)
+    return (*own.decisions, row), table

@@ -32,6 +32,7 @@ from fliqs_jax.costs import (
     storage_bits,
 )
 from fliqs_jax.models.supernets import (
+    effect_decisions,
     site_decisions,
     site_variants,
     subnetwork_sites,
@@ -39,6 +40,8 @@ from fliqs_jax.models.supernets import (
 from fliqs_jax.policy import Policy
 from fliqs_jax.searchers.joint_space import JointSpace
 from fliqs_jax.sites import Site
+
+_MOST_LISTED = 10_000  # combinations of options in which a decision may be dead
 
 
 class Factor(NamedTuple):
@@ -59,6 +62,8 @@ class JointCost:
       counts: int[L], number of options of each decision; W is the largest.
       factors: tables whose sum is the cost, `constant` aside.
       constant: cost of what no decision is about.
+      effects: of decisions that may be without effect, as their layer is left out: by
+        number the table, over decisions about the architecture, of 1 and 0.
 
     Raises:
       ValueError: if the space has weight modes, or too many decisions meet at a site.
@@ -70,11 +75,11 @@ class JointCost:
       >>> net = create_supernet("vit_cifar", num_layers=2)
       >>> space = JointSpace(net, SearchSpace(net.sites, ["int4", "int8"]))
       >>> costs = JointCost(space, site_bops)
-      >>> costs.maximum() == costs.reference("int8")
+      >>> costs.exact_cost(costs.counts - 1) == costs.reference("int8")  # all largest
       True
-      >>> dearest = np.asarray(costs.counts) - 1
-      >>> costs.exact_cost(dearest) == costs.maximum()
-      True
+      >>> shallow = costs.marked(jnp.zeros(len(costs.counts), jnp.int32))
+      >>> [name for name, option in zip(space.counts, shallow) if option < 0][:2]
+      ['layer1/heads', 'layer1/mlp']
     """
 
     def __init__(self, space: JointSpace, site_cost: SiteCost):
@@ -84,6 +89,7 @@ class JointCost:
         self.space, self.site_cost = space, site_cost
         self.counts = np.asarray(list(space.counts.values()), np.int32)
         self.constant, self.factors = _factors(space, site_cost)
+        self.effects = _effects(space)
         by_shape: dict[tuple[int, ...], list[Factor]] = {}
         for factor in self.factors:
             by_shape.setdefault(factor.values.shape, []).append(factor)
@@ -137,6 +143,13 @@ class JointCost:
                 tables = (tables * chances.reshape(shape)).sum(axis=-1)
             total = total + tables.sum()
         return total
+
+    def marked(self, options: Int[Array, "L"]) -> Int[Array, "L"]:
+        """Returns a vector with -1 for decisions that have no effect in it; traced."""
+        for number, (decisions, live) in self.effects.items():
+            taken = jnp.asarray(live)[tuple(options[d] for d in decisions)]
+            options = options.at[number].set(jnp.where(taken > 0, options[number], -1))
+        return options
 
     def exact_cost(self, options: Int[ArrayLike, "L"]) -> float:
         """Returns the cost of a concrete vector from the small network's own sites.
@@ -199,9 +212,37 @@ def _factors(space: JointSpace, site_cost: SiteCost) -> tuple[float, list[Factor
         if not decisions:
             constant += float(prices.item())
             continue
-        shape = [space_count for space_count in _counts(space, decisions)]
-        factors.append(Factor(decisions, prices.reshape(shape)))
+        values = prices.reshape(_counts(space, decisions))
+        factors.append(Factor(decisions, values))
     return constant, factors
+
+
+def _effects(space: JointSpace) -> dict[int, Factor]:
+    """Returns the decisions that may be dead, and in which architectures they are."""
+    net, formats, found = space.net, space.space, {}
+    first, by_site = len(net.counts), site_decisions(net)
+    deciding: list[set[int]] = [set(own) for own in effect_decisions(net)]
+    for decision in range(formats.num_decisions):
+        uses = (formats.weight_decision == decision) | (
+            formats.activation_decision == decision
+        )
+        sites = (by_site[number] for number in np.flatnonzero(uses))
+        deciding.append(set().union(*sites))
+    for number, own in enumerate(map(sorted, deciding)):
+        counts = _counts(space, own)
+        if math.prod(counts) > _MOST_LISTED:
+            continue  # of many layers: taken to have an effect always
+        rows = np.array(list(itertools.product(*map(range, counts))), np.int64)
+        vectors = np.zeros((len(rows), len(space.counts)), np.int64)
+        vectors[:, :first] = net.full
+        vectors[:, own] = rows.reshape(len(rows), len(own))
+        live = space.active(vectors)[:, number].reshape(counts)
+        for axis in reversed(range(len(own))):
+            if (live == live.take([0], axis=axis)).all():  # does not depend on it
+                live, own = live.take(0, axis=axis), own[:axis] + own[axis + 1 :]
+        if not live.all():
+            found[number] = Factor(tuple(own), live.astype(np.float64))
+    return found
 
 
 def _counts(space: JointSpace, decisions: Sequence[int]) -> list[int]:

@@ -212,3 +212,21 @@ def test_absent_options_do_not_cool_the_policy():
         )
         heats.append(float(metrics["temperature"]))
     assert heats[0] == pytest.approx(heats[1], rel=1e-5)
+
+
+@every_recipe
+def test_decision_without_effect_in_any_sample_learns_nothing_of_the_loss(recipe):
+    chosen = recipe(warmup_steps=0, end_step=9)
+    options = jnp.array([[0, -1], [1, -1], [2, -1], [0, -1]], jnp.int32)
+    states = []
+    for losses in ([0.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0, 2.0]):
+        count = chosen.num_samples
+        state = chosen.init(jnp.zeros((2, 3)))
+        losses = jnp.array(losses * 2)[:count]
+        taken = jnp.concatenate([options, options])[:count]
+        states.append(chosen.update(state, taken, losses, 1)[0])
+    scores = np.array([chosen.final_scores(state) for state in states])
+    first, second = scores - scores.mean(axis=2, keepdims=True)
+    if chosen.num_samples > 1:
+        assert np.abs(first[0] - second[0]).max() > 1e-3
+    np.testing.assert_allclose(first[1], second[1], atol=1e-6)

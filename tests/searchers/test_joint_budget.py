@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,47 @@ def _large_cost(net_name):
     return JointCost(
         JointSpace(net, fq.SearchSpace(net.sites, ["int2", "int4", "int8"])), site_bops
     )
+
+
+@functools.cache
+def layered():
+    """Three layers under a scan, of which the last ones may be left out."""
+    net = small_supernet("own")
+    space = fq.SearchSpace(
+        net.sites, ["int2", "int8"], groups={r".*Dense_1.*": "all seconds"}
+    )
+    costs = JointCost(JointSpace(net, space), site_bops)
+    vectors = np.array(list(itertools.product(*map(range, costs.counts))))
+    prices = np.array([costs.exact_cost(vector) for vector in vectors])
+    return costs, vectors, prices, costs.space.active(vectors)
+
+
+def test_decisions_about_layers_left_out_are_known():
+    costs, vectors, _, active = layered()
+    for number in range(len(costs.counts)):
+        known = np.ones(len(vectors))
+        if number in costs.effects:
+            own = costs.effects[number]
+            known = own.values[tuple(vectors[:, list(own.decisions)].T)]
+            assert own.decisions == (0,)  # the depth alone, not the width
+        np.testing.assert_array_equal(known, active[:, number])
+    assert len(costs.effects) == 2  # the first halves of layers two and three
+    marked = np.asarray(jax.jit(jax.vmap(costs.marked))(vectors.astype(np.int32)))
+    np.testing.assert_array_equal(marked, np.where(active, vectors, -1))
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0.02, 1.0))
+@settings(max_examples=10)
+def test_layers_left_out_count_nothing(seed, share):
+    costs, vectors, prices, active = layered()
+    rng = np.random.default_rng(seed)
+    scores = absent_as_minus_infinity(costs, rng.normal(size=costs.present.shape))
+    budget = prices.min() + share * (prices.max() - prices.min())
+    found = best_within(scores, costs, budget)
+    rows = np.arange(len(costs.counts))
+    totals = np.where(active, scores[rows, vectors], 0.0).sum(axis=1)
+    assert found.score == pytest.approx(totals[prices <= budget].max(), abs=1e-5)
+    assert costs.exact_cost(found.options) <= budget
 
 
 def test_decisions_made_beforehand_are_kept():

@@ -32,7 +32,11 @@ from fliqs_jax.models.supernets.resnet import (
     cifar_resnet_supernet,
     imagenet_resnet_supernet,
 )
-from fliqs_jax.models.supernets.variants import site_decisions, site_variants
+from fliqs_jax.models.supernets.variants import (
+    effect_decisions,
+    site_decisions,
+    site_variants,
+)
 from fliqs_jax.models.supernets.vit import vit_supernet
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "cifar_resnet_supernet",
     "create_supernet",
     "describe_choice",
+    "effect_decisions",
     "extract",
     "imagenet_resnet_supernet",
     "live_formats",

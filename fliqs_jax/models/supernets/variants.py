@@ -6,6 +6,7 @@ sub-networks cannot.
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.extend
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fliqs_jax.models.supernets.costs import live_numbers, small_site
-from fliqs_jax.models.supernets.network import SuperNetwork
+from fliqs_jax.models.supernets.network import Number, SuperNetwork
 from fliqs_jax.sites import Site
 
 _MOST_VARIANTS = 100_000  # of a site
@@ -32,18 +33,42 @@ def site_decisions(net: SuperNetwork) -> tuple[tuple[int, ...], ...]:
       >>> [names[number] for number in site_decisions(net)[-2]]  # the last layer's
       ['layers', 'layer1/mlp']
     """
+    return _read_by(
+        net, lambda sizes: [tuple(live) for live in live_numbers(net, sizes)]
+    )
+
+
+def effect_decisions(net: SuperNetwork) -> tuple[tuple[int, ...], ...]:
+    """Returns for each decision on which others it depends whether it has an effect.
+
+    Example:
+      >>> from fliqs_jax.models.supernets import create_supernet
+      >>> net = create_supernet("vit_cifar", num_layers=2)
+      >>> effect_decisions(net)[:3]  # layers; the first layer's heads and hidden units
+      ((), (0,), (0,))
+    """
+    inside = [decision.within for decision in net.decisions]
+    return _read_by(
+        net, lambda sizes: [() if dim is None else (sizes[dim],) for dim in inside]
+    )
+
+
+def _read_by(
+    net: SuperNetwork, numbers_of: Callable[[Mapping[str, Number]], list]
+) -> tuple[tuple[int, ...], ...]:
+    """Returns for each entry of a list of trees of numbers what decides about it."""
     names = [decision.name for decision in net.decisions]
 
     def numbers(*values):
         sizes = net.sizes(dict(zip(names, values, strict=True)))
-        return [jax.tree.leaves(tuple(live)) for live in live_numbers(net, sizes)]
+        return [jax.tree.leaves(entry) for entry in numbers_of(sizes)]
 
     values = [jnp.int32(decision.options[-1]) for decision in net.decisions]
     closed, shapes = jax.make_jaxpr(numbers, return_shape=True)(*values)
     found = iter(_dependencies(closed.jaxpr))
     return tuple(
-        tuple(sorted(frozenset().union(*(next(found) for _ in site))))
-        for site in shapes
+        tuple(sorted(frozenset().union(*(next(found) for _ in entry))))
+        for entry in shapes
     )
 
 
