@@ -19,7 +19,7 @@ architecture.json, summary.json, metrics.jsonl, report.html, checkpoints/ and ne
 from absl import app, flags
 
 import fliqs_jax as fq
-from experiments import common, one_shot_flags, search_flags, supernet_flags
+from experiments import common, one_shot_flags, search_flags, subnetwork_flags
 from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
 from fliqs_jax.searchers.fliqs_settings import FLIQNAS
 from fliqs_jax.searchers.joint_space import JointSpace
@@ -32,7 +32,7 @@ common.define_start_flags()
 common.define_process_flags()
 one_shot_flags.define_one_shot_flags()
 search_flags.define_space_flags()
-supernet_flags.define_supernet_flags(default="mobilenet_v2_cifar")
+subnetwork_flags.define_supernet_flags()
 common.define(
     "string",
     "architecture",
@@ -62,8 +62,8 @@ def run() -> None:
     for note in [*notes, *idle_flags()]:
         common.say(note)
     dataset = common.dataset()
-    net, made_by = supernet_flags.supernet(dataset)
-    architecture = supernet_flags.architecture(net, FLAGS.architecture)
+    net, made_by = subnetwork_flags.supernet(dataset)
+    architecture = subnetwork_flags.architecture(net, FLAGS.architecture)
     space, policy = formats_and_policy(net, architecture)
     variables, record = common.initial_variables()
     config = {**common.run_config(), **record, "model": FLAGS.supernet}

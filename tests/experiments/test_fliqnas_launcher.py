@@ -15,7 +15,7 @@ from small_supernets import perceptron, perceptron_supernet
 
 import fliqs_jax as fq
 from experiments import evaluate, fliqnas
-from experiments.supernet_flags import parse_arguments
+from experiments.subnetwork_flags import parse_settings
 from fliqs_jax.models.supernets import (
     choice_of,
     describe_choice,
@@ -203,8 +203,8 @@ def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tmp_pat
 
 
 SMALL_FAMILIES = {
-    "resnet_cifar": "depths=((1,), (1,), (1, 2)), widths=((4,), (4, 8), (8,))",
-    "vit_cifar": "num_layers=2, dim=12, head_dim=4, mlp_dims=(8, 16), patch_size=2",
+    "resnet_cifar": "depths=((1,), (1,), (1, 2)); widths=((4,), (4, 8), (8,))",
+    "vit_cifar": "num_layers=2; dim=12; head_dim=4; mlp_dims=(8, 16); patch_size=2",
 }
 
 
@@ -231,8 +231,8 @@ def test_layers_may_be_left_out(supernet, tmp_path):
         ("--cost_target=-1", "cost_target must be positive"),
         ("--supernet=mobilenet_v3_cifar", "nearest: 'mobilenet_v2_cifar'"),
         ("--supernet_options=colour=3", "colour"),
-        ("--supernet_options=kernels=three", "write it as name=value"),
-        ("--supernet_options=3", "arguments need names"),
+        ("--supernet_options=kernels=three", "is no name=value"),
+        ("--supernet_options=3", "there is no ="),
         ("--architecture=medium", "use full, smallest, random:SEED"),
         ("--policy=random:0", "is for experiments.fliqs"),
         ("--policy=nowhere.json", "nowhere.json"),
@@ -271,7 +271,7 @@ def test_choices_have_names():
         choice_of(net, {"first": 8})
 
 
-def test_arguments_as_in_a_call():
-    text = "stem=8, kernels=(3, 5), stages=((8, 1, 1),)"
+def test_settings_are_python_values():
+    text = "stem=8; kernels=(3, 5); stages=((8, 1, 1),);"
     expected = {"stem": 8, "kernels": (3, 5), "stages": ((8, 1, 1),)}
-    assert parse_arguments(text) == expected and parse_arguments("") == {}
+    assert parse_settings(text) == expected and parse_settings("") == {}

@@ -19,49 +19,51 @@ from fliqs_jax.train.workdir import read_json
 FLAGS = flags.FLAGS
 
 
-def define_supernet_flags(*, default: str) -> None:
+def define_supernet_flags() -> None:
     """Defines which super-network there is."""
+    names = ", ".join(supernets.supernet_names())
     common.define(
         "string",
         "supernet",
-        default,
-        "Name of a super-network, or package.module:factory.",
+        "resnet_cifar",
+        f"Name of a super-network ({names}), or package.module:factory.",
     )
     common.define(
         "string",
         "supernet_options",
         "",
-        "Arguments of its factory: 'stem=8, kernels=(3, 5), multipliers=(0.5, 1)'.",
+        "Settings of it, as Python values: 'depths=((1,),(1,2),(1,2)); divisor=2'.",
     )
 
 
-def parse_arguments(text: str) -> dict[str, Any]:
-    """Returns keyword arguments that are written as in a call of literals.
+def parse_settings(text: str) -> dict[str, Any]:
+    """Returns settings that are written as name=value with Python values.
 
     Raises:
       ValueError: if the text is anything else.
 
     Example:
-      >>> parse_arguments("stem=8, kernels=(3, 5)")
+      >>> parse_settings("stem=8; kernels=(3, 5)")
       {'stem': 8, 'kernels': (3, 5)}
     """
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError("arguments need names")
-        if any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError("arguments need names")
-        return {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"--supernet_options={text!r}: write it as name=value, name=(1, 2) with"
-            f" plain numbers ({error})"
-        ) from None
+    settings = {}
+    for pair in filter(str.strip, text.split(";")):
+        name, equals, value = pair.partition("=")
+        try:
+            if not equals:
+                raise ValueError("there is no =")
+            settings[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"--supernet_options: {pair.strip()!r} is no name=value with a Python"
+                f" value ({error}): write 'divisor=2; depths=((1,), (1, 2), (1, 2))'"
+            ) from None
+    return settings
 
 
 def supernet_options() -> dict[str, Any]:
-    """Returns the arguments of the super-network's factory that the flags set."""
-    options = parse_arguments(FLAGS.supernet_options)
+    """Returns the settings of the super-network that the flags change."""
+    options = parse_settings(FLAGS.supernet_options)
     if FLAGS.dtype != "float32":
         options["dtype"] = FLAGS.dtype
     return options
@@ -71,29 +73,36 @@ def supernet(
     dataset: Dataset,
 ) -> tuple[supernets.SuperNetwork, supernets.SupernetRecord]:
     """Returns the super-network of the flags for a data set, and how it was made."""
+    know_supernet(FLAGS.supernet)
     record = supernets.SupernetRecord(
-        name=None if ":" in FLAGS.supernet else FLAGS.supernet,
+        name=FLAGS.supernet,
         options=supernet_options(),
         num_classes=dataset.num_classes,
         image_shape=tuple(dataset.train.image_shape),
     )
     try:
-        if record.name is not None:
-            return record.create(), record
-        net = common.user_model(
-            FLAGS.supernet,
-            num_classes=record.num_classes,
-            image_shape=record.image_shape,
-            **record.options,
-        )
-    except TypeError as error:  # an argument that the factory does not have
-        raise ValueError(f"--supernet_options: {error}") from None
-    if not isinstance(net, supernets.SuperNetwork):
+        return record.create(), record
+    except TypeError as error:  # of the factory's arguments
         raise ValueError(
-            f"--supernet={FLAGS.supernet} must make a SuperNetwork, got"
-            f" {type(net).__name__}"
-        )
-    return net, record
+            f"--supernet={FLAGS.supernet} with --supernet_options="
+            f"{FLAGS.supernet_options!r}: {error}"
+        ) from error
+
+
+def know_supernet(name: str) -> None:
+    """Registers a user's own super-network under package.module:factory."""
+
+    def make(**arguments: Any) -> supernets.SuperNetwork:
+        net = common.user_model(name, **arguments)
+        if not isinstance(net, supernets.SuperNetwork):
+            raise ValueError(
+                f"--supernet={name} made a {type(net).__name__}, not a SuperNetwork"
+                " (fliqs_jax.models.supernets)"
+            )
+        return net
+
+    if ":" in name:
+        supernets.register_supernet(name, make)
 
 
 def architecture(
