@@ -117,7 +117,13 @@ def completed(policy: fq.Policy, net: SuperNetwork, architecture) -> fq.Policy:
         the full network's.
     """
     if architecture is None:
-        policy.check(net.sites)
+        try:
+            policy.check(net.sites)
+        except ValueError as error:
+            raise ValueError(
+                f"--policy={FLAGS.policy}: {error}; if it is a sub-network's, add"
+                " --architecture with that run's workdir"
+            ) from None
         return policy
     kept = {site.path for site in subnetwork_sites(net, architecture)}
     own = {path: policy[path] for path in policy if path in kept}

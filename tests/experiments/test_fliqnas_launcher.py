@@ -248,6 +248,14 @@ def test_a_mistake_is_refused_before_training(changed, message, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_policy_of_a_sub_network_needs_its_architecture(tmp_path):
+    file = tmp_path / "policy.json"
+    fq.Policy({"Dense_0": ("int8", "int8")}).save(file)
+    arguments = [*SMALL, NAMED, f"--workdir={tmp_path / 'run'}", f"--policy={file}"]
+    with pytest.raises(ValueError, match="no entry for 'Dense_1'.* add --architecture"):
+        launch(fliqnas, *arguments)
+
+
 def test_architecture_of_another_super_network_is_refused(tmp_path):
     file = tmp_path / "architecture.json"
     file.write_text(json.dumps({"architecture": {"layers": 2}}))
