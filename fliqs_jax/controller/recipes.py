@@ -33,6 +33,8 @@ from fliqs_jax.controller.update import Controller, Proposal, descend
 CostRatio = Callable[[Int[Array, "L"]], Float[Array, ""]]
 # (quality [N], cost [N], target=, beta=) -> reward [N]
 Reward = Callable[..., Float[Array, "*N"]]
+# (probabilities [L, K], effects [L, K]) -> effects [L, K]
+MarginalEffects = Callable[[Float[Array, "L K"], Float[Array, "L K"]], Array]
 # (end, delay=, total=) -> weight by step
 EntropySchedule = Callable[..., Schedule]
 
@@ -212,6 +214,7 @@ def default(
     decay: float = 1.0,
     ridge: float = 1.0,
     option_bits: Int[ArrayLike, "*L K"] | Sequence[int] | None = None,
+    marginal_effects: MarginalEffects | None = None,
 ) -> Controller:
     r"""Builds the natural-gradient controller, the default.
 
@@ -236,6 +239,9 @@ def default(
         the final scores no option then counts for less than a narrower one: where it
         seems to, that is noise, and a budget that would stay unspent goes to the wider
         format. Where all are equal, and with None, the data are trusted.
+      marginal_effects: where decisions may be without effect, as others leave out what
+        they are about: what an option brings with the others' probabilities as they
+        are. None takes every effect as it is.
 
     Returns:
       A controller to `update` whenever samples were judged.
@@ -265,12 +271,16 @@ def default(
 
     def propose(state, options, losses, step, average):
         shape = state.logits.shape
-        increment = average(loss_model_increment(options, losses, shape[1]))
+        present = ~jnp.isneginf(state.logits)  # absent options have no effect
+        increment = average(
+            loss_model_increment(options, losses, shape[1], present=present)
+        )
         model = update_loss_model(state.memory, increment, decay=decay)
         effects = option_effects(model, shape, ridge=ridge)
-        present = ~jnp.isneginf(state.logits)  # absent options have no effect
         spread = jnp.sqrt(jnp.square(effects).mean(where=present))
         heat = temperature * spread * jnp.maximum(1.0 - fraction_of(step), _COLDEST)
+        if marginal_effects is not None:
+            effects = marginal_effects(jax.nn.softmax(state.logits), effects)
         logits = -effects / jnp.maximum(heat, _TINY)
         logits = jnp.where(present, logits, -jnp.inf)
         logits = meet_expected_cost(logits, expected_cost_ratio)

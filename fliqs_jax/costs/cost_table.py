@@ -93,6 +93,13 @@ class CostTable:
         paired = self.pairs * first[:, :, None] * second[:, None, :]
         return self.constant + alone + paired.sum()
 
+    def marginal_effects(
+        self, probabilities: Float[Array, "L K"], effects: Float[Array, "L K"]
+    ) -> Float[Array, "L K"]:
+        """Returns the effects as they are: every decision always has its own."""
+        del probabilities
+        return effects
+
     def exact_cost(self, options: Int[ArrayLike, "L"]) -> float:
         """Returns the cost of concrete options in float64, whole numbers exactly.
 

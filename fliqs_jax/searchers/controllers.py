@@ -28,6 +28,11 @@ class Prices(Protocol):
     def expected(self, probabilities: Float[Array, "L K"]) -> Float[Array, ""]:
         """Returns the expected cost of independent decisions; traced."""
 
+    def marginal_effects(
+        self, probabilities: Float[Array, "L K"], effects: Float[Array, "L K"]
+    ) -> Float[Array, "L K"]:
+        """Returns what each option brings, the others being as probable as they are."""
+
 
 # (costs, target, phases) -> controller
 Recipe = Callable[[Prices, float, Phases], Controller]
@@ -48,7 +53,10 @@ def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
         else:
             cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
         if make is default:
-            own = {"option_bits": costs.option_bits}
+            own = {
+                "option_bits": costs.option_bits,
+                "marginal_effects": costs.marginal_effects,
+            }
         return make(
             cost_ratio,
             **own,

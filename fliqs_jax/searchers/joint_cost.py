@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
@@ -150,6 +151,36 @@ class JointCost:
             taken = jnp.asarray(live)[tuple(options[d] for d in decisions)]
             options = options.at[number].set(jnp.where(taken > 0, options[number], -1))
         return options
+
+    def marginal_effects(
+        self, probabilities: Float[Array, "L W"], effects: Float[Array, "L W"]
+    ) -> Float[Array, "L W"]:
+        r"""Returns effects with what depends on an option counted to it; traced.
+
+        .. math:: m_{lk} + \frac{\partial}{\partial \pi_{lk}} \sum_{d}
+            P_\pi(d \text{ has an effect}) \, E_\pi[m_d]
+
+        A deeper stage brings the formats of its last layer, which may have moved to
+        good ones. (Without that, depth counts what it brings at their mean.)
+
+        Args:
+          probabilities: of each option of each decision.
+          effects: m, of each option on the loss; the mean of a decision's is 0.
+        """
+        own = jax.lax.stop_gradient((probabilities * effects).sum(axis=1))
+
+        def brought(probabilities):
+            total = jnp.float32(0.0)
+            for number, (decisions, live) in self.effects.items():
+                chance = jnp.asarray(live, jnp.float32)
+                for axis in reversed(range(len(decisions))):
+                    chances = probabilities[decisions[axis], : live.shape[axis]]
+                    shape = (*[1] * axis, live.shape[axis])
+                    chance = (chance * chances.reshape(shape)).sum(axis=-1)
+                total = total + chance * own[number]
+            return total
+
+        return effects + jax.grad(brought)(probabilities)
 
     def exact_cost(self, options: Int[ArrayLike, "L"]) -> float:
         """Returns the cost of a concrete vector from the small network's own sites.

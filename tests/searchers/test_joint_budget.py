@@ -5,6 +5,7 @@ import itertools
 
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,15 @@ from hypothesis.extra.numpy import arrays
 from small_supernets import perceptron_supernet, small_supernet
 
 import fliqs_jax as fq
+from fliqs_jax.controller import default
 from fliqs_jax.costs import site_bops, site_size
+from fliqs_jax.searchers.controllers import recipe
 from fliqs_jax.searchers.elimination import Elimination, elimination_order
+from fliqs_jax.searchers.fliqnas import allowed_options
 from fliqs_jax.searchers.joint_budget import best_within, joint_extremes
 from fliqs_jax.searchers.joint_cost import JointCost
 from fliqs_jax.searchers.joint_space import JointSpace
+from fliqs_jax.searchers.one_shot import Phases
 
 
 @functools.cache
@@ -98,6 +103,57 @@ def test_decisions_about_layers_left_out_are_known():
     assert len(costs.effects) == 2  # the first halves of layers two and three
     marked = np.asarray(jax.jit(jax.vmap(costs.marked))(vectors.astype(np.int32)))
     np.testing.assert_array_equal(marked, np.where(active, vectors, -1))
+
+
+def test_marginal_effects_are_those_of_the_expected_loss():
+    costs, vectors, _, active = layered()
+    rng = np.random.default_rng(0)
+    effects = rng.normal(size=costs.present.shape) * costs.present
+    chances = rng.gamma(1.0, size=costs.present.shape) * costs.present
+    chances /= chances.sum(axis=1, keepdims=True)
+    rows = np.arange(len(costs.counts))
+    losses = np.where(active, effects[rows, vectors], 0.0).sum(axis=1)
+    found = costs.marginal_effects(
+        jnp.asarray(chances, jnp.float32), jnp.asarray(effects, jnp.float32)
+    )
+    weights = chances[rows, vectors].prod(axis=1)
+    means = []  # of the loss, for each depth
+    for option in range(3):
+        taken = vectors[:, 0] == option
+        means.append(weights[taken] @ losses[taken] / weights[taken].sum())
+    np.testing.assert_allclose(np.diff(found[0]), np.diff(means), rtol=1e-4)
+    np.testing.assert_allclose(found[1:], effects[1:], rtol=1e-5)
+
+
+def test_controller_learns_how_deep_and_in_which_formats():
+    """Two more layers are worth it in int8 alone: depth and formats go together."""
+    costs, vectors, prices, active = layered()
+    worth = np.zeros(costs.present.shape)
+    worth[0] = [0.0, 0.02, 0.04]
+    own = list(costs.effects)
+    worth[own] = [[-0.05, 0.15, 0.0]] * len(own)
+    rows, target = np.arange(len(costs.counts)), float(np.quantile(prices, 0.5))
+    phases = Phases(warmup_end=10, search_end=400, steps=400)
+    controller = recipe(default, num_samples=4)(costs, target, phases)
+    table = jnp.asarray(worth, jnp.float32)
+
+    @jax.jit
+    def step(state, at):
+        key = jax.random.fold_in(jax.random.key(0), at)
+        options = jax.vmap(costs.marked)(controller.sample(key, state))
+        taken = jnp.where(options < 0, 0.0, table[rows, options])
+        return controller.update(state, options, -taken.sum(axis=1), at)[0], None
+
+    start = controller.init(allowed_options(costs))
+    state, _ = jax.lax.scan(step, start, jnp.arange(400))
+    totals = np.where(active, worth[rows, vectors], 0.0).sum(axis=1)
+    best = totals[prices <= target].max()
+    scores = np.asarray(controller.final_scores(state), np.float64)
+    options = best_within(scores, costs, target).options
+    (found,) = np.flatnonzero((vectors == options).all(axis=1))
+    assert prices[found] <= target and totals[found] >= best - 0.02
+    # The policy itself has got there, too: it is what the weights were trained for.
+    assert np.asarray(state.logits)[0].argmax() == options[0] == 2
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.02, 1.0))
