@@ -29,7 +29,6 @@ FLAGS = flags.FLAGS
 
 common.define_common_flags(steps=5000)
 common.define_start_flags()
-common.define_process_flags()
 one_shot_flags.define_one_shot_flags()
 search_flags.define_space_flags()
 subnetwork_flags.define_supernet_flags()
@@ -49,7 +48,7 @@ IDLE = {
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
+    common.run_or_exit(argv, run)
 
 
 def run() -> None:
