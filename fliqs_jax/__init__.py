@@ -12,7 +12,8 @@ from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers import fake_quantize
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.bit_search import QBitOptSettings, search_bits
-from fliqs_jax.searchers.format_search import FliqsSettings, search_formats
+from fliqs_jax.searchers.fliqs_settings import FliqsSettings
+from fliqs_jax.searchers.format_search import search_formats
 from fliqs_jax.searchers.network import Network, load_network
 from fliqs_jax.searchers.results import SearchResult
 from fliqs_jax.searchers.search_run import OptimizerSettings

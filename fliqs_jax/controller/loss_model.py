@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 
 class LossModelState(NamedTuple):
@@ -41,7 +41,11 @@ def init_loss_model(num_decisions: int, num_options: int) -> LossModelState:
 
 
 def loss_model_increment(
-    options: Int[Array, "S L"], losses: Float[Array, "S"], num_options: int
+    options: Int[Array, "S L"],
+    losses: Float[Array, "S"],
+    num_options: int,
+    *,
+    present: Bool[Array, "L K"] | None = None,
 ) -> LossModelState:
     r"""Returns what one batch adds to the model's sums.
 
@@ -51,9 +55,12 @@ def loss_model_increment(
     the batch's samples, so whatever the samples share cancels.
 
     Args:
-      options: a, the policies judged on one batch.
+      options: a, the policies judged on one batch; -1 where a decision has no effect,
+        which counts as the mean of its options. (As none of them, it would share the
+        effect of what left it out.)
       losses: y, the loss of each.
       num_options: K.
+      present: which options each decision has; None is all.
 
     Returns:
       An increment to add (or first to average over devices).
@@ -63,7 +70,12 @@ def loss_model_increment(
       >>> one.moment.tolist()
       [-1.0, 1.0]
     """
-    features = jax.nn.one_hot(options, num_options).reshape(options.shape[0], -1)
+    if present is None:
+        present = jnp.ones((options.shape[1], num_options), bool)
+    mean = present / present.sum(axis=1, keepdims=True)
+    taken = jax.nn.one_hot(options, num_options)
+    taken = jnp.where((options < 0)[..., None], mean[None], taken)
+    features = taken.reshape(options.shape[0], -1)
     features = features - features.mean(axis=0, keepdims=True)
     losses = losses - losses.mean()
     return LossModelState(features.T @ features, features.T @ losses)

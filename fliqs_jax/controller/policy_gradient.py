@@ -158,7 +158,8 @@ def reinforce_gradient(
 
     Args:
       logits: z.
-      options: a, one row a sample.
+      options: a, one row a sample; -1 where a decision has no effect in the sample,
+        which then says nothing about it.
       advantages: A, reward less baseline, one a sample; no gradient passes through.
 
     Returns:
@@ -174,6 +175,7 @@ def reinforce_gradient(
     """
     num_decisions, num_options = logits.shape
     score = jax.nn.one_hot(options, num_options) - jax.nn.softmax(logits)[None]
+    score = jnp.where((options < 0)[..., None], 0.0, score)
     return -jnp.einsum("s,slk->lk", advantages, score) / (
         advantages.shape[0] * num_decisions
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from fliqs_jax.controller.baselines import init_baseline, update_baseline
 from fliqs_jax.controller.expected_cost import ExpectedCostRatio, meet_expected_cost
@@ -33,6 +33,8 @@ from fliqs_jax.controller.update import Controller, Proposal, descend
 CostRatio = Callable[[Int[Array, "L"]], Float[Array, ""]]
 # (quality [N], cost [N], target=, beta=) -> reward [N]
 Reward = Callable[..., Float[Array, "*N"]]
+# (probabilities [L, K], effects [L, K]) -> effects [L, K]
+MarginalEffects = Callable[[Float[Array, "L K"], Float[Array, "L K"]], Array]
 # (end, delay=, total=) -> weight by step
 EntropySchedule = Callable[..., Schedule]
 
@@ -211,7 +213,8 @@ def default(
     temperature: float = 1.0,
     decay: float = 1.0,
     ridge: float = 1.0,
-    option_bits: Sequence[int] | None = None,
+    option_bits: Int[ArrayLike, "*L K"] | Sequence[int] | None = None,
+    marginal_effects: MarginalEffects | None = None,
 ) -> Controller:
     r"""Builds the natural-gradient controller, the default.
 
@@ -232,9 +235,13 @@ def default(
       temperature: tau, the first temperature in units of the effects' spread.
       decay: share of the sums that an update keeps; 1 forgets nothing.
       ridge: observations that pull an effect to 0.
-      option_bits: width of each of the K options. In the final scores no option then
-        counts for less than a narrower one: where it seems to, that is noise, and a
-        budget that would stay unspent goes to the wider format. None trusts the data.
+      option_bits: width of each of the K options, [K] or for each decision [L, K]. In
+        the final scores no option then counts for less than a narrower one: where it
+        seems to, that is noise, and a budget that would stay unspent goes to the wider
+        format. Where all are equal, and with None, the data are trusted.
+      marginal_effects: where decisions may be without effect, as others leave out what
+        they are about: what an option brings with the others' probabilities as they
+        are. None takes every effect as it is.
 
     Returns:
       A controller to `update` whenever samples were judged.
@@ -264,13 +271,18 @@ def default(
 
     def propose(state, options, losses, step, average):
         shape = state.logits.shape
-        increment = average(loss_model_increment(options, losses, shape[1]))
+        present = ~jnp.isneginf(state.logits)  # absent options have no effect
+        increment = average(
+            loss_model_increment(options, losses, shape[1], present=present)
+        )
         model = update_loss_model(state.memory, increment, decay=decay)
         effects = option_effects(model, shape, ridge=ridge)
-        spread = jnp.sqrt(jnp.square(effects).mean())
+        spread = jnp.sqrt(jnp.square(effects).mean(where=present))
         heat = temperature * spread * jnp.maximum(1.0 - fraction_of(step), _COLDEST)
+        if marginal_effects is not None:
+            effects = marginal_effects(jax.nn.softmax(state.logits), effects)
         logits = -effects / jnp.maximum(heat, _TINY)
-        logits = jnp.where(jnp.isneginf(state.logits), -jnp.inf, logits)
+        logits = jnp.where(present, logits, -jnp.inf)
         logits = meet_expected_cost(logits, expected_cost_ratio)
         metrics = {
             "reward": average(-losses.mean()),
@@ -297,13 +309,13 @@ def default(
 
 
 def _no_worse_when_wider(
-    scores: Float[Array, "L K"], option_bits: Sequence[int]
+    scores: Float[Array, "L K"], option_bits: Int[ArrayLike, "*L K"] | Sequence[int]
 ) -> Float[Array, "L K"]:
     """Raises each score to the best of the strictly narrower options'."""
-    bits = np.asarray(option_bits)
-    narrower = bits[None, :] < bits[:, None]  # [K, K]
-    reachable = narrower | np.eye(len(bits), dtype=bool)
-    return jnp.where(reachable[None], scores[:, None, :], -jnp.inf).max(axis=-1)
+    bits = np.broadcast_to(option_bits, scores.shape)
+    narrower = bits[:, None, :] < bits[:, :, None]  # [L, K, K]
+    reachable = narrower | np.eye(bits.shape[1], dtype=bool)[None]
+    return jnp.where(reachable, scores[:, None, :], -jnp.inf).max(axis=-1)
 
 
 def _check_samples(num_samples: int) -> None:

@@ -92,7 +92,8 @@ class Controller:
 
         The policy to end with has the largest sum of these within the budget, an exact
         knapsack. (The policy's own probabilities may already hold a price for cost; by
-        them a part of the budget would stay unspent.) -inf marks an absent option.
+        them a part of the budget would stay unspent.) 0 is as good as a decision
+        without any effect; -inf marks an absent option.
         """
         scores = self.score(state)
         return jnp.where(jnp.isneginf(state.logits), -jnp.inf, scores)
@@ -110,7 +111,8 @@ class Controller:
 
         Args:
           state: before the update.
-          options: the policies judged, from `sample`.
+          options: the policies judged, from `sample`; -1 marks a decision that has no
+            effect in one of them.
           losses: the loss of each on the same batch.
           step: training step, traced or not; within the warm-up only the memory moves.
           average: mean over devices, `functools.partial(lax.pmean, axis_name="data")`

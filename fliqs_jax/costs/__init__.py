@@ -16,6 +16,7 @@ from fliqs_jax.costs.bit_allocation import (
 )
 from fliqs_jax.costs.budget import (
     check_feasible,
+    check_fraction,
     check_target,
     most_probable_within,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "average_bits",
     "bops",
     "check_feasible",
+    "check_fraction",
     "check_target",
     "cost_table",
     "latency_s",

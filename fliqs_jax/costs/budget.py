@@ -29,19 +29,24 @@ def check_feasible(table: CostTable, target: int | float) -> None:
       ValueError: if `target` is below the least reachable cost, or above the greatest,
         where it would do nothing. The message names that cost.
     """
-    least, most = table.minimum(), table.maximum()
     count = table.space.num_decisions
+    _check_between(target, table.minimum(), table.maximum(), count)
+
+
+def _check_between(
+    target: int | float, least: float, most: float, num_decisions: int
+) -> None:
     if not target >= least:  # also refuses NaN
         raise ValueError(
             f"target {_number(target)} is out of reach: the least reachable cost is"
-            f" {_number(least)}, with all {count} decisions at their cheapest option."
-            " Raise the target, add a cheaper format, or pin fewer sites"
+            f" {_number(least)}, with all {num_decisions} decisions at their cheapest"
+            " option. Raise the target, add a cheaper format, or pin fewer sites"
         )
     if target > most:
         raise ValueError(
             f"target {_number(target)} does nothing: the greatest reachable cost is"
-            f" {_number(most)}, with all {count} decisions at their dearest option."
-            " Lower the target, or add a wider format"
+            f" {_number(most)}, with all {num_decisions} decisions at their dearest"
+            " option. Lower the target, or add a wider format"
         )
 
 
@@ -55,16 +60,46 @@ def check_target(table: CostTable, fraction: float, reference: str) -> None:
       ValueError: if the fraction is not positive, or the budget is out of reach or does
         nothing. The message names the fractions that the space reaches.
     """
-    unit = table.reference(reference)
+    check_fraction(
+        fraction,
+        f"uniform {reference}",
+        unit=table.reference(reference),
+        least=table.minimum(),
+        most=table.maximum(),
+        num_decisions=table.space.num_decisions,
+    )
+
+
+def check_fraction(
+    fraction: float,
+    of: str,
+    *,
+    unit: float,
+    least: float,
+    most: float,
+    num_decisions: int,
+) -> None:
+    """Raises unless a fraction of some cost is a budget worth searching at.
+
+    Args:
+      fraction: the budget, in units of `unit`.
+      of: what costs `unit`, in words.
+      unit: a cost.
+      least: least cost that the search can reach.
+      most: greatest one.
+      num_decisions: of the search.
+
+    Raises:
+      ValueError: as `check_target`.
+    """
     try:
         if not fraction > 0 or not math.isfinite(fraction):
             raise ValueError(f"cost_target must be positive, got {fraction}")
-        check_feasible(table, fraction * unit)
+        _check_between(fraction * unit, least, most, num_decisions)
     except ValueError as error:
         raise ValueError(
-            f"cost_target {fraction:.4g} of uniform {reference}: {error}. "
-            f"As fractions, the space reaches {table.minimum() / unit:.4g} to "
-            f"{table.maximum() / unit:.4g}"
+            f"cost_target {fraction:.4g} of {of}: {error}. As fractions, the space"
+            f" reaches {least / unit:.4g} to {most / unit:.4g}"
         ) from None
 
 

@@ -57,6 +57,11 @@ class CostTable:
     joint_choices: tuple[JointChoice, ...] = flax.struct.field(pytree_node=False)
     exact_constant: float = flax.struct.field(pytree_node=False)
 
+    @property
+    def option_bits(self) -> Int[np.ndarray, "K"]:
+        """Storage bits of each option."""
+        return np.array([storage_bits(name) for name in self.space.option_names])
+
     def of(self, options: Int[ArrayLike, "L"]) -> Float[Array, ""]:
         """Returns the cost of options, which may be traced; `jax.vmap` for [N, L].
 
@@ -87,6 +92,13 @@ class CostTable:
         first, second = jnp.moveaxis(probabilities[self.pair_decisions], 1, 0)
         paired = self.pairs * first[:, :, None] * second[:, None, :]
         return self.constant + alone + paired.sum()
+
+    def marginal_effects(
+        self, probabilities: Float[Array, "L K"], effects: Float[Array, "L K"]
+    ) -> Float[Array, "L K"]:
+        """Returns the effects as they are: every decision always has its own."""
+        del probabilities
+        return effects
 
     def exact_cost(self, options: Int[ArrayLike, "L"]) -> float:
         """Returns the cost of concrete options in float64, whole numbers exactly.

@@ -3,6 +3,7 @@
 Reads what a run wrote into its workdir; never trains, never reads a flag.
 """
 
+from fliqs_jax.report.architecture import draw_sizes
 from fliqs_jax.report.cell_page import write_cell_report
 from fliqs_jax.report.cells import draw_cell, draw_limits
 from fliqs_jax.report.choices import draw_accuracy_cost, draw_formats
@@ -15,6 +16,7 @@ from fliqs_jax.report.compression import compression_table
 from fliqs_jax.report.compression_page import write_compression_report
 from fliqs_jax.report.curves import draw_search, draw_training
 from fliqs_jax.report.html import render_report, write_report
+from fliqs_jax.report.network_page import write_network_report
 from fliqs_jax.report.probabilities import draw_expected_bits, draw_probabilities
 from fliqs_jax.report.reading import read_run
 from fliqs_jax.report.records import Run, SiteRecord
@@ -42,6 +44,7 @@ __all__ = [
     "draw_probabilities",
     "draw_search",
     "draw_sensitivity",
+    "draw_sizes",
     "draw_trade_offs",
     "draw_training",
     "read_run",
@@ -51,6 +54,7 @@ __all__ = [
     "write_codebook_trade_off",
     "write_cell_report",
     "write_compression_report",
+    "write_network_report",
     "write_report",
     "write_sensitivity_plot",
     "write_trade_offs",

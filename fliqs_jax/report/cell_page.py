@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from fliqs_jax.files import replace_text
-from fliqs_jax.report import cells, curves, page, probabilities, sections, style, words
-from fliqs_jax.report.html import REPORT_NAME
+from fliqs_jax.report import cells, curves, page, probabilities, sections, words
+from fliqs_jax.report.html import REPORT_NAME, figure_html, section_html
 from fliqs_jax.report.reading import read_run
 from fliqs_jax.report.records import Run
 
@@ -101,7 +101,7 @@ def _cell(summary: dict[str, Any]) -> str:
         kind: [tuple(edge) for edge in listed]
         for kind, listed in summary["cells"].items()
     }
-    plot = _figure(
+    plot = figure_html(
         cells.draw_cell(edges),
         "cell",
         "The cell as a graph",
@@ -109,19 +109,19 @@ def _cell(summary: dict[str, Any]) -> str:
         "out.",
     )
     code = f"<pre><code>{escape(summary['genotype'])}</code></pre>"
-    return _section("cell", "The cell", plot, code)
+    return section_html("cell", "The cell", plot, code)
 
 
 def _limits(run: Run, summary: dict[str, Any]) -> str:
     if not cells.limit_names(run):
-        return _section("limits", "Limits", "<p>None: this is plain DARTS.</p>")
+        return section_html("limits", "Limits", "<p>None: this is plain DARTS.</p>")
     caption = (
         "Blue: what the search network is expected to cost, over what it is held to. "
         "Grey: what the cell derived at that step would cost, over the limit itself, "
         "before any repair. The multiplier rises while blue is above the line."
     )
-    plot = _figure(cells.draw_limits(run), "limits", "Costs over bounds", caption)
-    return _section("limits", "Expected and derived cost", plot)
+    plot = figure_html(cells.draw_limits(run), "limits", "Costs over bounds", caption)
+    return section_html("limits", "Expected and derived cost", plot)
 
 
 def _weights(run: Run) -> str:
@@ -134,16 +134,18 @@ def _weights(run: Run) -> str:
         run, config=dataclasses.replace(run.config, options=options)
     )
     figure = probabilities.draw_probabilities(named)
-    plot = _figure(figure, "weights", "Probabilities of the operations", caption)
-    return _section("weights", "Architecture weights over the search", plot)
+    plot = figure_html(figure, "weights", "Probabilities of the operations", caption)
+    return section_html("weights", "Architecture weights over the search", plot)
 
 
 def _training(run: Run) -> str:
     if not curves.has_training(run) or "accuracy" not in run.train:
         return ""
     caption = "Of the search network. Pale: as recorded; full colour: running mean."
-    plot = _figure(curves.draw_training(run), "training", "Accuracy and loss", caption)
-    return _section("training", "Training of the search network", plot)
+    plot = figure_html(
+        curves.draw_training(run), "training", "Accuracy and loss", caption
+    )
+    return section_html("training", "Training of the search network", plot)
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -155,7 +157,9 @@ def _table(summary: dict[str, Any]) -> str:
         for name, value in summary["table"].items()
     ]
     header = '<th>column</th><th class="number">value</th>'
-    return _section("table", "What the table says of it", sections.table(header, lines))
+    return section_html(
+        "table", "What the table says of it", sections.table(header, lines)
+    )
 
 
 _BASELINES = {
@@ -177,13 +181,6 @@ def _baselines(summary: dict[str, Any]) -> str:
         shown = f"{found[name]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
         lines.append(f'<tr><td>{text}</td><td class="number">{shown}</td></tr>')
     header = '<th>under the same limits</th><th class="number">accuracy, %</th>'
-    return _section("baselines", "What else there is", sections.table(header, lines))
-
-
-def _figure(figure, name: str, label: str, caption: str) -> str:
-    svg = style.to_svg(figure, name)
-    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
-
-
-def _section(name: str, title: str, *parts: str) -> str:
-    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))
+    return section_html(
+        "baselines", "What else there is", sections.table(header, lines)
+    )

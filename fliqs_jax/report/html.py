@@ -48,9 +48,9 @@ def render_report(run: Run) -> str:
     """Returns the page of a run as text."""
     body = [
         sections.head(run),
-        _formats(run),
-        _trade_off(run),
-        _training(run),
+        formats_section(run),
+        trade_off_section(run),
+        training_section(run),
         _search(run),
         sections.site_table(run),
         sections.reproduction(run),
@@ -60,19 +60,22 @@ def render_report(run: Run) -> str:
     return page.PAGE.format(title=title, css=page.CSS, body="\n".join(body))
 
 
-def _figure(figure, name: str, label: str, caption: str) -> str:
+def figure_html(figure, name: str, label: str, caption: str) -> str:
+    """Returns a figure of the page with its caption."""
     svg = style.to_svg(figure, name)
     return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
 
 
-def _section(name: str, title: str, *parts: str) -> str:
+def section_html(name: str, title: str, *parts: str) -> str:
+    """Returns a section of the page, its parts one under the other."""
     return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))
 
 
-def _formats(run: Run) -> str:
+def formats_section(run: Run) -> str:
+    """Returns the section on the formats of every site."""
     title = "Chosen formats"
     if run.policy is None or not run.config.sites:
-        return _section("formats", title, "<p>No policy has been written yet.</p>")
+        return section_html("formats", title, "<p>No policy has been written yet.</p>")
     caption = (
         "Sites in the order in which the network calls them. Left: how many bits a "
         "weight and an input number take. Right: how much of the network's arithmetic "
@@ -80,8 +83,10 @@ def _formats(run: Run) -> str:
         "site holds. Few bits can cost accuracy at any site; they save most where the "
         "share is large."
     )
-    plot = _figure(choices.draw_formats(run), "sites", "Format of each site", caption)
-    return _section("formats", title, f"<p>{escape(_format_counts(run))}</p>", plot)
+    plot = figure_html(
+        choices.draw_formats(run), "sites", "Format of each site", caption
+    )
+    return section_html("formats", title, f"<p>{escape(_format_counts(run))}</p>", plot)
 
 
 def _format_counts(run: Run) -> str:
@@ -97,11 +102,12 @@ def _format_counts(run: Run) -> str:
     return f"{total} sites. " + ". ".join(sentences) + "."
 
 
-def _trade_off(run: Run) -> str:
+def trade_off_section(run: Run) -> str:
+    """Returns the section on accuracy against cost."""
     title = "Accuracy against cost"
     if not choices.has_trade_off(run):
         text = "<p>Appears when the run has finished and its cost is known.</p>"
-        return _section("trade-off", title, text)
+        return section_html("trade-off", title, text)
     caption = (
         f"Up is more accurate, left is cheaper. {escape(sections.cost_meaning(run))} "
     )
@@ -111,16 +117,19 @@ def _trade_off(run: Run) -> str:
             "that this run ended with; they were not trained for that format, so a run "
             "of their own may do better. The dotted line joins the best of each cost."
         )
-    plot = _figure(
+    plot = figure_html(
         choices.draw_accuracy_cost(run), "cost", "Test accuracy against cost", caption
     )
-    return _section("trade-off", title, plot, sections.uniform_table(run))
+    return section_html("trade-off", title, plot, sections.uniform_table(run))
 
 
-def _training(run: Run) -> str:
+def training_section(run: Run) -> str:
+    """Returns the section with the curves of the training."""
     title = "Training"
     if not curves.has_training(run):
-        return _section("training", title, "<p>No steps have been recorded yet.</p>")
+        return section_html(
+            "training", title, "<p>No steps have been recorded yet.</p>"
+        )
     caption = "Pale: as recorded, thinned in long runs; full colour: running mean."
     if run.config.phases is not None and run.probabilities is not None:
         caption = (
@@ -128,8 +137,10 @@ def _training(run: Run) -> str:
             "learn) and the last phase (the policy is fixed, the weights "
             "settle on it). Between them the search. " + caption
         )
-    plot = _figure(curves.draw_training(run), "training", "Accuracy and loss", caption)
-    return _section("training", title, _warnings(run), plot)
+    plot = figure_html(
+        curves.draw_training(run), "training", "Accuracy and loss", caption
+    )
+    return section_html("training", title, _warnings(run), plot)
 
 
 def _warnings(run: Run) -> str:
@@ -152,14 +163,20 @@ def _warnings(run: Run) -> str:
 def _search(run: Run) -> str:
     title = "How the search went"
     parts = []
-    if curves.has_search(run):
-        label, caption = _search_caption(run)
-        parts.append(_figure(curves.draw_search(run), "search", label, caption))
+    parts += search_figures(run)
     if run.probabilities is not None:
-        parts += _probability_figures(run)
+        parts += probability_figures(run)
     if not parts:
         parts = ["<p>There was no search: the run trained one fixed policy.</p>"]
-    return _section("search", title, *parts)
+    return section_html("search", title, *parts)
+
+
+def search_figures(run: Run) -> list[str]:
+    """Returns the figure with the curves of a search, if there was one."""
+    if not curves.has_search(run):
+        return []
+    label, caption = _search_caption(run)
+    return [figure_html(curves.draw_search(run), "search", label, caption)]
 
 
 def _search_caption(run: Run) -> tuple[str, str]:
@@ -176,14 +193,15 @@ def _search_caption(run: Run) -> tuple[str, str]:
     )
 
 
-def _probability_figures(run: Run) -> list[str]:
+def probability_figures(run: Run) -> list[str]:
+    """Returns the figures of a controller's probabilities, or of bits that were set."""
     if run.probabilities.certain:
         caption = (
             "One row a decision: the bits that it was trained with. The white dot "
             "marks the step since which it has had those at the row's right end."
         )
         bits = probabilities.draw_expected_bits(run)
-        return [_figure(bits, "bits", "Bits over the training", caption)]
+        return [figure_html(bits, "bits", "Bits over the training", caption)]
     overview = (
         "One row a decision. The dashed line ends the warm-up; the white dot marks the "
         "step since which the choice at the row's right end has been the most probable "
@@ -195,10 +213,10 @@ def _probability_figures(run: Run) -> list[str]:
         "The option written beside a row is the most probable one at the end."
     )
     return [
-        _figure(
+        figure_html(
             probabilities.draw_expected_bits(run), "bits", "Expected bits", overview
         ),
-        _figure(
+        figure_html(
             probabilities.draw_probabilities(run), "options", "Probabilities", detail
         ),
     ]

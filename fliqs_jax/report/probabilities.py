@@ -5,6 +5,7 @@ small multiples. Each function takes a Run and returns a matplotlib Figure.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     Raises:
       ValueError: if the run recorded no probabilities.
     """
-    steps, strips = _resampled(run)
+    steps, strips = resampled(run)
     bits = _option_bits(run)
     values = (
         np.nanmax(strips, axis=2) if bits is None else np.nansum(strips * bits, axis=2)
@@ -43,11 +44,11 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     figure = style.new_figure(1.3 + 0.19 * rows)
     axes = figure.subplots()
     image = axes.imshow(
-        values.T, aspect="auto", interpolation="none", extent=_extent(steps, rows),
+        values.T, aspect="auto", interpolation="none", extent=extent(steps, rows),
         cmap="viridis_r" if bits is None else "viridis", norm=_bits_norm(bits),
     )  # fmt: skip
     finals = final_options(run)
-    names = _decision_names(run)
+    names = decision_names(run)
     title = "Largest probability" if bits is None else "Expected bits"
     during = "search"
     if certain := run.probabilities.certain:
@@ -59,9 +60,9 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     )  # fmt: skip
     axes.set_yticks(range(rows), [shorten(name, 34) for name in names])
     style.step_ticks(axes)
-    for row, settled in enumerate(_settled_steps(run)):
+    for row, settled in enumerate(settled_steps(run)):
         axes.plot(settled, row, "o", markersize=3, color="#ffffff", clip_on=False)
-    _mark_warmup(axes, run, steps)
+    mark_warmup(axes, run, steps)
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(rows), _outcomes(run, finals))
     right.tick_params(colors=style.INK, labelsize=style.TICK_SIZE, length=0)
@@ -73,13 +74,17 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     return figure
 
 
-def draw_probabilities(run: Run) -> "matplotlib.figure.Figure":
+def draw_probabilities(
+    run: Run, option_names: Sequence[Sequence[str]] | None = None
+) -> "matplotlib.figure.Figure":
     """Draws every option's probability over the steps, a small panel per decision.
 
     Options are rows and ink is probability, so that 2 or 32 options read alike.
 
     Args:
       run: with policy rows.
+      option_names: of each decision, where they have options of their own; None is
+        those of the run.
 
     Returns:
       A figure of small panels, the final choice written beside its row.
@@ -87,7 +92,7 @@ def draw_probabilities(run: Run) -> "matplotlib.figure.Figure":
     Raises:
       ValueError: if the run recorded no probabilities.
     """
-    steps, strips = _resampled(run)
+    steps, strips = resampled(run)
     decisions, options = strips.shape[1:]
     columns = min(decisions, 4 if decisions <= 12 else 5)
     rows = math.ceil(decisions / columns)
@@ -100,13 +105,16 @@ def draw_probabilities(run: Run) -> "matplotlib.figure.Figure":
         hspace=0.34 / (panel - 0.34), wspace=0.32,
     )  # fmt: skip
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    names, finals, labels = _decision_names(run), final_options(run), _option_names(run)
+    names, own = decision_names(run), option_names is not None
+    listed = option_names if own else [_option_names(run)] * decisions
+    finals = final_options(run, option_names)
     for index, axes in enumerate(grid.flat):
         if index >= decisions:
             axes.remove()
             continue
-        _draw_strip(axes, steps, strips[:, index], labels, finals[index])
-        _dress_strip(axes, names[index], labels, first=index % columns == 0)
+        labels = list(listed[index])
+        _draw_strip(axes, steps, strips[:, index, : len(labels)], labels, finals[index])
+        _dress_strip(axes, names[index], labels, first=own or index % columns == 0)
         axes.tick_params(labelbottom=index + columns >= decisions)
     figure.suptitle(
         "Probability of every option over the search (full colour: probability 1)",
@@ -119,12 +127,14 @@ def draw_probabilities(run: Run) -> "matplotlib.figure.Figure":
     return figure
 
 
-def final_options(run: Run) -> list[str]:
+def final_options(
+    run: Run, option_names: Sequence[Sequence[str]] | None = None
+) -> list[str]:
     """Returns each decision's most probable option in the last policy row."""
-    labels = _option_names(run)
     last = _trace(run).values[-1]
     known = np.where(np.isfinite(last), last, -1.0)
-    return [labels[k] for k in known.argmax(axis=1)]
+    listed = option_names or [_option_names(run)] * len(last)
+    return [names[k] for names, k in zip(listed, known.argmax(axis=1), strict=True)]
 
 
 def _trace(run: Run):
@@ -133,8 +143,8 @@ def _trace(run: Run):
     return run.probabilities
 
 
-def _resampled(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [T'] evenly spaced and the probabilities [T', L, K] that held there."""
+def resampled(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Returns evenly spaced steps [T'] and the probabilities [T', L, K] held there."""
     trace = _trace(run)
     if len(trace.steps) == 1:
         steps = np.array([trace.steps[0], trace.steps[0] + 1])
@@ -146,7 +156,8 @@ def _resampled(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.nan_to_num(trace.values[held], nan=0.0)
 
 
-def _extent(steps: np.ndarray, rows: int) -> tuple[float, float, float, float]:
+def extent(steps: np.ndarray, rows: int) -> tuple[float, float, float, float]:
+    """Returns where a map of so many rows lies in steps and rows."""
     return (float(steps[0]), float(steps[-1]), rows - 0.5, -0.5)
 
 
@@ -156,7 +167,8 @@ def _option_names(run: Run) -> list[str]:
     return named + [f"option {k}" for k in range(len(named), width)]
 
 
-def _decision_names(run: Run) -> list[str]:
+def decision_names(run: Run) -> list[str]:
+    """Returns a name for every decision of the trace."""
     rows = _trace(run).values.shape[1]
     named = list(run.config.decisions[:rows])
     return named + [f"decision {row}" for row in range(len(named), rows)]
@@ -170,8 +182,8 @@ def _option_bits(run: Run) -> np.ndarray | None:
     return np.array(bits, float)
 
 
-def _settled_steps(run: Run) -> list[float]:
-    """The step since which each decision's final option has been the likeliest."""
+def settled_steps(run: Run) -> list[float]:
+    """Returns the step since which each decision's final option is the likeliest."""
     trace = _trace(run)
     values = np.nan_to_num(trace.values, nan=-1.0)
     best = values.max(axis=2, keepdims=True)
@@ -186,7 +198,7 @@ def _outcomes(run: Run, finals: list[str]) -> list[str]:
     """The final options; "int3 → int2" where the policy holds another format."""
     policy = run.policy or {}
     texts = []
-    for name, final in zip(_decision_names(run), finals, strict=True):
+    for name, final in zip(decision_names(run), finals, strict=True):
         chosen = policy.get(name, (final, final))[0]  # grouped decisions name no site
         texts.append(final if chosen == final else f"{final} → {chosen}")
     return texts
@@ -229,7 +241,8 @@ def _draw_strip(axes, steps, strip, labels, final: str) -> None:
     )  # fmt: skip
 
 
-def _mark_warmup(axes, run: Run, steps) -> None:
+def mark_warmup(axes, run: Run, steps) -> None:
+    """Draws a dashed line where the warm-up ends."""
     phases = run.config.phases
     if phases is None or not steps[0] < phases.warmup_end < steps[-1]:
         return

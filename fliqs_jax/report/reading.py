@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def _config(content: Mapping[str, Any]) -> RunConfig:
         model=content.get("model", ""),
         dataset=content.get("dataset", ""),
         flags=content.get("flags") or {},
-        sites=tuple(_site(site) for site in content.get("sites") or ()),
+        sites=read_sites(content.get("sites") or ()),
         decisions=tuple(content.get("decisions") or ()),
         options=tuple(content.get("options") or ()),
         cost=content.get("cost") or "bops",
@@ -132,14 +132,18 @@ def _config(content: Mapping[str, Any]) -> RunConfig:
 _PHASE_KEYS = tuple(field.name for field in dataclasses.fields(Phases))
 
 
-def _site(site: Mapping[str, Any]) -> SiteRecord:
-    return SiteRecord(
-        path=site["path"],
-        op=site["op"],
-        weight_shape=tuple(site["weight_shape"]),
-        macs=site["macs"],
-        weight_count=site["weight_count"],
-        input_size=site.get("input_size", 0),
+def read_sites(rows: Sequence[Mapping[str, Any]]) -> tuple[SiteRecord, ...]:
+    """Returns the sites that a file of a run lists."""
+    return tuple(
+        SiteRecord(
+            path=site["path"],
+            op=site["op"],
+            weight_shape=tuple(site["weight_shape"]),
+            macs=site["macs"],
+            weight_count=site["weight_count"],
+            input_size=site.get("input_size", 0),
+        )
+        for site in rows
     )
 
 

@@ -39,6 +39,9 @@ def pretty(name: str) -> str:
 
 
 _SPELLINGS = (
+    (r"resnet_(?:cifar|imagenet)", r"ResNet"),  # super-networks
+    (r"mobilenet_v2(?:_cifar|_imagenet)?", r"MobileNetV2"),
+    (r"vit_(?:cifar|imagenet)", r"ViT"),
     (r"resnet_?(\d+)", r"ResNet-\1"),
     (r"lenet_?(\d+)", r"LeNet-\1"),
     (r"vit_?(\w+)", r"ViT-\1"),

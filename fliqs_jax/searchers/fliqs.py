@@ -5,99 +5,48 @@ copy of the weights is trained through those formats, and a REINFORCE controller
 its logits towards formats that lose little and meet the target cost. The last phase
 trains at the best formats within the budget, so nothing is retrained.
 
-This module is the method: state, the one-shot step, the phases. The job around it
-(data, checkpoints, logging) is `fliqs_jax.train.job`; the controller's mathematics are
-in `fliqs_jax.controller`.
+This module is the method: the one-shot step and what happens between steps. State and
+phases are in `one_shot`, the job around it (data, checkpoints, logging) in
+`fliqs_jax.train.job`, the controller's mathematics in `fliqs_jax.controller`.
 
 Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Int, Key
 
-from fliqs_jax.controller import Controller, ControllerState, entropy
+from fliqs_jax.controller import Controller, entropy
 from fliqs_jax.costs import CostTable, check_feasible, most_probable_within
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.calibration import (
-    Calibration,
     calibrated_formats,
     init_calibration,
     unsigned_inputs,
     update_calibration,
+)
+from fliqs_jax.searchers.one_shot import (
+    Phases,
+    Quality,
+    SearchState,
+    calibration_hooks,
+    judge,
+    judges_at,
+    negated_loss,
 )
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
-
-# (logits, labels) -> quality of each example, higher is better
-Quality = Callable[[Float[Array, "B C"], Int[Array, "B"]], Float[Array, "B"]]
-
-
-def negated_loss(
-    logits: Float[Array, "B C"], labels: Int[Array, "B"]
-) -> Float[Array, "B"]:
-    """Returns minus the cross entropy: smoother than accuracy, and never positive."""
-    return -cross_entropy(logits, labels)
-
-
-@flax.struct.dataclass
-class SearchState:
-    """Everything a step changes; equal on all devices, saved in every checkpoint."""
-
-    step: Int[Array, ""]
-    key: Key[Array, ""]
-    params: PyTree  # the one float copy of the weights
-    model_state: PyTree  # batch statistics and other collections
-    opt_state: PyTree
-    controller: ControllerState
-    calibration: Calibration
-    fixed_options: Int[Array, "D"]  # used from the end of the search on
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phases:
-    """Step numbers at which the run changes: uniform warm-up, search, fixed policy."""
-
-    warmup_end: int  # first step at which the controller learns
-    search_end: int  # first step at the fixed policy
-    steps: int
-
-    def __post_init__(self):
-        if not 0 <= self.warmup_end <= self.search_end <= self.steps or not self.steps:
-            raise ValueError(
-                "phases must satisfy 0 <= warmup_end <= search_end <= steps, got "
-                f"{self.warmup_end}, {self.search_end}, {self.steps}"
-            )
-
-    @classmethod
-    def of(
-        cls, steps: int, *, warmup_fraction: float = 0.25, final_fraction: float = 0.2
-    ) -> "Phases":
-        """Returns phases as fractions of the run."""
-        for name, value in (
-            ("warmup_fraction", warmup_fraction),
-            ("final_fraction", final_fraction),
-        ):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        return cls(
-            warmup_end=round(warmup_fraction * steps),
-            search_end=round((1.0 - final_fraction) * steps),
-            steps=steps,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,13 +176,9 @@ class Fliqs:
         )
 
     def _judge(self, state, judged_batch, samples, known, dropout_key):
-        """Returns the next controller state, and its metrics (NaN where none judged).
-
-        `known` holds the qualities of the first samples that a pass has given already.
-        """
+        """Returns the next controller state, and its metrics."""
         images, labels = judged_batch
 
-        @jax.jit  # traced and lowered once for all samples
         def quality_of(options):
             logits, _ = self.classifier.train_forward(
                 state.params,
@@ -244,31 +189,15 @@ class Fliqs:
             )
             return self.quality(logits, labels).mean()
 
-        def update(controller):
-            others = _map_samples(quality_of, samples[len(known) :])
-            return self.controller.update(
-                controller,
-                samples,
-                -jnp.concatenate([jnp.array(known), others]),
-                state.step,
-                average=functools.partial(lax.pmean, axis_name=AXIS),
-            )
-
-        def skip(controller):
-            _, metrics = jax.eval_shape(update, controller)
-            return controller, jax.tree.map(
-                lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), metrics
-            )
-
-        due = self._judges_at(state.step)
-        return lax.cond(due, update, skip, state.controller)
-
-    def _judges_at(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        # A single sample costs no forward pass of its own, so its baseline can follow
-        # the warm-up, as published; several would cost passes that teach nothing.
-        start = 0 if self.controller.num_samples == 1 else self.phases.warmup_end
-        within = (step >= start) & (step < self.phases.search_end)
-        return within & ((step - start) % self.judge_every == 0)
+        return judge(
+            self.controller,
+            state.controller,
+            samples,
+            known=known,
+            quality_of=quality_of,
+            step=state.step,
+            due=judges_at(state.step, self.controller, self.phases, self.judge_every),
+        )
 
     def calibrate(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
         """Moves the clip bounds towards what this batch asks for; runs per device."""
@@ -307,18 +236,7 @@ class Fliqs:
         hooks = []
         if not self.dynamic_scales:
             calibrate = compile(self.calibrate)
-
-            def start(state, batch):
-                # Bounds follow the inputs, and the inputs of deep sites the bounds.
-                for _ in range(3):
-                    state, _ = calibrate(state, batch)
-                return state
-
-            later = range(self.calibrate_every, steps, self.calibrate_every)
-            hooks.append(Hook(frozenset({0}), start))
-            hooks.append(
-                Hook(frozenset(later), lambda state, batch: calibrate(state, batch)[0])
-            )
+            hooks += calibration_hooks(calibrate, steps, every=self.calibrate_every)
         if self.policy is None:
             hooks.append(
                 Hook(
@@ -368,19 +286,3 @@ class Fliqs:
 
     def _keys(self, state: SearchState) -> dict[str, Key[Array, ""]]:
         return device_keys(state.key, state.step, ("options", "augment", "dropout"))
-
-
-def _map_samples(
-    quality_of: Callable[[Int[Array, "D"]], Float[Array, ""]],
-    samples: Int[Array, "N D"],
-) -> Float[Array, "N"]:
-    """Returns the quality of each sample: unrolled on CPU, a loop elsewhere.
-
-    A convolution inside a loop is 20 to 35 times slower on CPU; elsewhere a loop keeps
-    one candidate's activations in memory and one copy of the network in the program.
-    """
-    if not len(samples):
-        return jnp.zeros(0)
-    if jax.default_backend() == "cpu":
-        return jnp.stack([quality_of(options) for options in samples])
-    return lax.map(quality_of, samples)

@@ -11,87 +11,19 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
-from fliqs_jax.controller import Controller, default, published
-from fliqs_jax.costs import (
-    CostTable,
-    SiteCost,
-    check_target,
-    cost_table,
-    site_bops,
-    storage_bits,
-)
+from fliqs_jax.costs import SiteCost, check_target, cost_table, site_bops
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.fliqs import Fliqs, Phases, Quality, negated_loss
+from fliqs_jax.searchers.fliqs import Fliqs
+from fliqs_jax.searchers.fliqs_settings import FliqsSettings
+from fliqs_jax.searchers.one_shot import Phases
 from fliqs_jax.searchers.results import SearchResult
 from fliqs_jax.searchers.search_run import OptimizerSettings, run_search
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.mapping import make_mesh
-
-# (costs, target, phases) -> controller
-Recipe = Callable[[CostTable, float, Phases], Controller]
-
-
-def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
-    """Returns the recipe of a controller with some of its settings changed.
-
-    Args:
-      make: `controller.default`, `leave_one_out` or `published`.
-      **settings: keyword arguments of `make`.
-    """
-
-    def for_run(costs: CostTable, target: float, phases: Phases) -> Controller:
-        own = {}
-        if make is published:
-            cost_ratio = lambda options: costs.of(options) / target  # noqa: E731
-        else:
-            cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
-        if make is default:
-            own = {"option_bits": [storage_bits(x) for x in costs.space.option_names]}
-        return make(
-            cost_ratio,
-            **own,
-            warmup_steps=phases.warmup_end,
-            end_step=max(phases.search_end, phases.warmup_end + 1),
-            **settings,
-        )
-
-    return for_run
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FliqsSettings:
-    """How formats are searched. The defaults are the form for 10^3 to 10^4 steps."""
-
-    recipe: Recipe = recipe(default)
-    judge_every: int = 8  # steps between two updates of the controller
-    warmup_fraction: float = 0.1  # of the steps, policies drawn uniformly
-    # Of the steps, at the policy found: the choice needs fewer steps than the weights.
-    final_fraction: float = 0.5
-    within_budget: bool = True  # final policy: best within budget, or argmax
-    calibrate_every: int = 100  # steps between two updates of the clip bounds
-    dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
-    per_channel: bool = True  # one weight scale an output channel
-    clip_gradient: bool = True  # no gradient to clipped values
-    label_smoothing: float = 0.0
-    quality: Quality = negated_loss  # by which policies are judged
-
-
-# The FLIQS authors' code: one sample a step, absmax scales per tensor, no mask on the
-# gradient, the argmax policy at the end, no last phase.
-PUBLISHED = FliqsSettings(
-    recipe=recipe(published),
-    judge_every=1,
-    warmup_fraction=0.25,
-    final_fraction=0.0,
-    within_budget=False,
-    dynamic_scales=True,
-    per_channel=False,
-    clip_gradient=False,
-)
 
 
 def search_formats(

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.deploy import load_codebooks
 from fliqs_jax.models import create_model
+from fliqs_jax.models.supernets import ARCHITECTURE_FILE, model_of_record
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.codebook import decode_params
@@ -105,6 +106,9 @@ def load_network(
             )
     config = read_json(folder / "config.json")
     network = config["network"]
+    if model is None and (folder / ARCHITECTURE_FILE).exists():
+        file = folder / ARCHITECTURE_FILE  # a part of a super-network
+        model = model_of_record(read_json(file), file)
     if model is None:
         model = _recreate(network, folder)
     policy = Policy.load(folder / "policy.json")

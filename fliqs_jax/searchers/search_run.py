@@ -28,6 +28,7 @@ from fliqs_jax.searchers.results import (
     write_results,
 )
 from fliqs_jax.train import processes
+from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings, Searcher, run_job
@@ -52,6 +53,7 @@ class OptimizerSettings:
 class FormatSearcher(Searcher, Protocol):
     """A searcher whose result is a format for every site."""
 
+    classifier: Classifier
     space: SearchSpace
     costs: CostTable
     target: float  # in the unit of `costs`
@@ -130,7 +132,7 @@ def run_search(
         },
     }
     if searcher.variables is not None:
-        _check_variables(searcher, dataset, say)
+        check_variables(searcher, dataset, say)
         identity["initial_variables"] = {
             **describe_variables(searcher.variables),
             "skip": list(searcher.skip_variables),
@@ -172,7 +174,7 @@ def run_search(
         return finished_result(folder)
 
 
-def _check_variables(
+def check_variables(
     searcher: FormatSearcher, dataset: Dataset, say: Callable[[str], None]
 ) -> None:
     """Refuses variables of another model, by shapes alone."""

@@ -5,23 +5,38 @@ Evaluation never trains: a state comes in, numbers (or fresh batch statistics) g
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
 from fliqs_jax.data.batches import ALL_ROWS
-from fliqs_jax.policy import SiteFormats
 from fliqs_jax.train.batch_statistics import recalibrate
-from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, local_rows, shard_batch
 
 # (variables, images) -> logits; jitted by the caller, who keeps it between calls.
 Predict = Callable[[PyTree, Array], Float[Array, "B C"]]
+
+
+@runtime_checkable  # the tests check annotations while running
+class Evaluable(Protocol):
+    """What an evaluation asks of a classifier, which knows what its formats are."""
+
+    def normalise(self, images: ArrayLike) -> Float[Array, "B H W C"]:
+        """Returns images as the network takes them."""
+
+    def train_forward(
+        self, params, model_state, images, *, formats, dropout_key
+    ) -> tuple[Float[Array, "B C"], PyTree]:
+        """Returns logits in training mode and the updated model state."""
+
+    def predict(self, params, model_state, images, *, formats) -> Float[Array, "B C"]:
+        """Returns logits of raw images in evaluation mode."""
 
 
 def evaluate(
@@ -70,7 +85,7 @@ class Evaluator:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Evaluable,
         dataset: Dataset,
         *,
         batch_size: int,
@@ -113,7 +128,7 @@ class Evaluator:
 
         self._predict, self._update_statistics = predict, update_statistics
 
-    def recalibrated(self, state: PyTree, formats: SiteFormats | None) -> PyTree:
+    def recalibrated(self, state: PyTree, formats: PyTree) -> PyTree:
         """Returns `state` with batch statistics of the network at these formats."""
         if not self._batches:
             return state
@@ -127,15 +142,15 @@ class Evaluator:
         )
         return state.replace(model_state=model_state)
 
-    def validate(self, state: PyTree, formats: SiteFormats | None) -> dict[str, float]:
+    def validate(self, state: PyTree, formats: PyTree) -> dict[str, float]:
         """Returns accuracy and loss on the validation split, statistics as they are."""
         return self._on(self._dataset.validation, state, formats)
 
-    def test(self, state: PyTree, formats: SiteFormats | None) -> dict[str, float]:
+    def test(self, state: PyTree, formats: PyTree) -> dict[str, float]:
         """Returns accuracy and loss on the test split, statistics as they are."""
         return self._on(self._dataset.test, state, formats)
 
-    def _on(self, split: Split, state: PyTree, formats: SiteFormats | None):
+    def _on(self, split: Split, state: PyTree, formats: PyTree):
         variables = {
             "params": state.params,
             "model_state": state.model_state,

@@ -17,12 +17,10 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from fliqs_jax.data import BatchSource, Dataset, batches
 from fliqs_jax.data.batches import BatchOrder
-from fliqs_jax.policy import SiteFormats
 from fliqs_jax.train import processes
 from fliqs_jax.train._leaves import digest
 from fliqs_jax.train.checkpoints import Checkpoints
-from fliqs_jax.train.classifier import Classifier
-from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.evaluation import Evaluable, Evaluator
 from fliqs_jax.train.journal import Journal, Timer
 from fliqs_jax.train.loop import Dispatcher, Source, segments
 from fliqs_jax.train.mapping import (
@@ -50,7 +48,7 @@ class Hook:
 class Searcher(Protocol):
     """What a method gives to the job. States are pytrees of arrays with a `step`."""
 
-    classifier: Classifier
+    classifier: Evaluable
 
     def init(self, key: Array, images: ArrayLike) -> PyTree:
         """Returns the state before step 0."""
@@ -61,7 +59,7 @@ class Searcher(Protocol):
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
         """Returns the work between steps; `compile` maps a step over the devices."""
 
-    def current_formats(self, state: PyTree) -> SiteFormats:
+    def current_formats(self, state: PyTree) -> PyTree:
         """Returns the formats that an evaluation at this moment should use."""
 
     def progress(self, state: PyTree) -> dict[str, Any]:

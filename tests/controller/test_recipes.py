@@ -184,3 +184,49 @@ def test_no_option_scores_below_a_narrower_one_when_bits_are_given():
     assert free[1] < free[0] < free[2] and free[3] < free[2]
     # Option 1 rises to 0's; 2, as wide, stays better; the widest rises to the best.
     assert bound.tolist() == [free[0], free[0], free[2], free[2]]
+
+
+def test_widths_may_differ_from_decision_to_decision():
+    bits = np.array([[2, 4, 8], [1, 1, 1]])  # the second row trusts the data
+    chosen = controller.default(
+        expected_ratio, warmup_steps=0, end_step=9, num_samples=3, option_bits=bits
+    )
+    state = chosen.init(START)
+    options = jnp.array([[0, 0], [1, 1], [2, 2]])
+    state, _ = chosen.update(state, options, jnp.array([0.0, 1.0, 2.0]), 1)
+    scores = np.asarray(chosen.final_scores(state))
+    assert (np.diff(scores[0]) == 0).all()  # the narrowest looked best: noise
+    assert (np.diff(scores[1]) < 0).all()
+
+
+def test_absent_options_do_not_cool_the_policy():
+    wide = jnp.array([[0.0, 0.0, -jnp.inf, -jnp.inf]] * 2)
+    heats = []
+    for start in (wide[:, :2], wide):
+        costs = jnp.linspace(0.2, 0.8, start.shape[1])[None]
+        ratio = lambda p, costs=costs: (p * costs).sum()  # noqa: E731
+        chosen = controller.default(ratio, warmup_steps=0, end_step=9, num_samples=2)
+        options = jnp.array([[0, 1], [1, 0]])
+        _, metrics = chosen.update(
+            chosen.init(start), options, jnp.array([0.0, 1.0]), 1
+        )
+        heats.append(float(metrics["temperature"]))
+    assert heats[0] == pytest.approx(heats[1], rel=1e-5)
+
+
+@every_recipe
+def test_decision_without_effect_in_any_sample_learns_nothing_of_the_loss(recipe):
+    chosen = recipe(warmup_steps=0, end_step=9)
+    options = jnp.array([[0, -1], [1, -1], [2, -1], [0, -1]], jnp.int32)
+    states = []
+    for losses in ([0.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0, 2.0]):
+        count = chosen.num_samples
+        state = chosen.init(jnp.zeros((2, 3)))
+        losses = jnp.array(losses * 2)[:count]
+        taken = jnp.concatenate([options, options])[:count]
+        states.append(chosen.update(state, taken, losses, 1)[0])
+    scores = np.array([chosen.final_scores(state) for state in states])
+    first, second = scores - scores.mean(axis=2, keepdims=True)
+    if chosen.num_samples > 1:
+        assert np.abs(first[0] - second[0]).max() > 1e-3
+    np.testing.assert_allclose(first[1], second[1], atol=1e-6)

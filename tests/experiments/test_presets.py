@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import compare, dca_nas, learning_compression  # noqa: F401
+from experiments import compare, dca_nas, fliqnas, learning_compression  # noqa: F401
 
 PRESETS = sorted(pathlib.Path("experiments/presets").glob("*.flags"))
 

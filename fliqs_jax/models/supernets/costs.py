@@ -35,7 +35,7 @@ class LiveSites:
     weight_fraction: Float[Array, "L"]
 
 
-class _Live(NamedTuple):
+class LiveNumbers(NamedTuple):
     """Live numbers of one site, and the whole ones beside them."""
 
     weight_shape: tuple[Number, ...]  # of the first weight of one layer
@@ -62,22 +62,9 @@ def subnetwork_sites(
       (22, 10)
     """
     sizes = net.live_sizes(net.check_choice(choice))
-    sites = []
-    for site, live in zip(net.sites, _live_numbers(net, sizes), strict=True):
-        count = int(live.weight_count)
-        if not count:
-            continue
-        sites.append(
-            dataclasses.replace(
-                site,
-                weight_shape=tuple(map(int, live.weight_shape)),
-                macs=site.macs * count // site.weight_count,
-                weight_count=count,
-                input_size=_share(site.input_size, live.inputs),
-                output_size=_share(site.output_size, live.outputs),
-            )
-        )
-    return tuple(sites)
+    live = zip(net.sites, live_numbers(net, sizes), strict=True)
+    small = (small_site(site, numbers) for site, numbers in live)
+    return tuple(site for site in small if site is not None)
 
 
 def subnetwork_policy(
@@ -96,7 +83,7 @@ def subnetwork_policy(
 
 def live_sites(net: SuperNetwork, choice: Int[ArrayLike, "A"]) -> LiveSites:
     """Returns what is live of every site of the full network; traced or not."""
-    numbers = _live_numbers(net, net.live_sizes(choice))
+    numbers = live_numbers(net, net.live_sizes(choice))
     counts = _column(live.weight_count for live in numbers)
     whole = np.array([site.weight_count for site in net.sites], np.float32)
     macs = np.array([site.macs for site in net.sites], np.float32)
@@ -114,7 +101,7 @@ def live_mask(
     net: SuperNetwork, choices: Int[np.ndarray, "N A"]
 ) -> Bool[np.ndarray, "N L"]:
     """Returns which sites of the full network each of many choices has (host)."""
-    numbers = _live_numbers(net, net.live_sizes(np.asarray(choices)))
+    numbers = live_numbers(net, net.live_sizes(np.asarray(choices)))
     columns = [np.broadcast_to(live.weight_count > 0, len(choices)) for live in numbers]
     return np.stack(columns, axis=1)
 
@@ -205,11 +192,27 @@ def live_formats(
     return formats.replace(weight_clip=grown)
 
 
-def _live_numbers(net: SuperNetwork, sizes: Mapping[str, Number]) -> list[_Live]:
+def live_numbers(net: SuperNetwork, sizes: Mapping[str, Number]) -> list[LiveNumbers]:
+    """Returns the live numbers of every site of the full network, by live sizes."""
     leaves = {
         leaf.path: leaf for leaf in net.layout.leaves if leaf.collection == "params"
     }
     return [_live(net, site, leaves, sizes) for site in net.sites]
+
+
+def small_site(site: Site, live: LiveNumbers) -> Site | None:
+    """Returns what is left of a site, None if nothing is; whole numbers only."""
+    count = int(live.weight_count)
+    if not count:
+        return None
+    return dataclasses.replace(
+        site,
+        weight_shape=tuple(map(int, live.weight_shape)),
+        macs=site.macs * count // site.weight_count,
+        weight_count=count,
+        input_size=_share(site.input_size, live.inputs),
+        output_size=_share(site.output_size, live.outputs),
+    )
 
 
 def _live(
@@ -217,7 +220,7 @@ def _live(
     site: Site,
     leaves: Mapping[tuple[str, ...], Leaf],
     sizes: Mapping[str, Number],
-) -> _Live:
+) -> LiveNumbers:
     shapes, total = [], 0
     for weight in site.weights:
         every = leaves[*site.module_path, *weight.path].extents(sizes)
@@ -239,7 +242,9 @@ def _live(
         live = _product([first[axis] for axis in axes]) * present
         return live, math.prod(whole[axis] for axis in axes)
 
-    return _Live(tuple(first), total, share(inputs), share(outputs), share(contracted))
+    return LiveNumbers(
+        tuple(first), total, share(inputs), share(outputs), share(contracted)
+    )
 
 
 def _product(numbers: Any) -> Number:
