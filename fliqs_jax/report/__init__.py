@@ -14,6 +14,8 @@ from fliqs_jax.report.codebook_trade_off import (
 from fliqs_jax.report.compression import compression_table
 from fliqs_jax.report.compression_page import write_compression_report
 from fliqs_jax.report.curves import draw_search, draw_training
+from fliqs_jax.report.front_page import write_front_report
+from fliqs_jax.report.fronts import draw_front, draw_hypervolume, write_front_plot
 from fliqs_jax.report.html import render_report, write_report
 from fliqs_jax.report.probabilities import draw_expected_bits, draw_probabilities
 from fliqs_jax.report.reading import read_run
@@ -38,6 +40,8 @@ __all__ = [
     "draw_cell",
     "draw_expected_bits",
     "draw_formats",
+    "draw_front",
+    "draw_hypervolume",
     "draw_limits",
     "draw_probabilities",
     "draw_search",
@@ -51,6 +55,8 @@ __all__ = [
     "write_codebook_trade_off",
     "write_cell_report",
     "write_compression_report",
+    "write_front_plot",
+    "write_front_report",
     "write_report",
     "write_sensitivity_plot",
     "write_trade_offs",

@@ -6,7 +6,7 @@ results. The methods' own parts are in `format_search` (FLIQS) and `bit_search`
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -28,6 +28,7 @@ from fliqs_jax.searchers.results import (
     write_results,
 )
 from fliqs_jax.train import processes
+from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings, Searcher, run_job
@@ -130,7 +131,13 @@ def run_search(
         },
     }
     if searcher.variables is not None:
-        _check_variables(searcher, dataset, say)
+        check_variables(
+            searcher.classifier,
+            dataset,
+            searcher.variables,
+            searcher.skip_variables,
+            say,
+        )
         identity["initial_variables"] = {
             **describe_variables(searcher.variables),
             "skip": list(searcher.skip_variables),
@@ -172,15 +179,17 @@ def run_search(
         return finished_result(folder)
 
 
-def _check_variables(
-    searcher: FormatSearcher, dataset: Dataset, say: Callable[[str], None]
+def check_variables(
+    classifier: Classifier,
+    dataset: Dataset,
+    variables: Mapping[str, Any],
+    skip: Sequence[str],
+    say: Callable[[str], None],
 ) -> None:
     """Refuses variables of another model, by shapes alone."""
     image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
-    init = searcher.classifier.init
-    params, model_state = jax.eval_shape(init, jax.random.key(0), image)
-    expected = {"params": params, **model_state}
-    fit_variables(searcher.variables, expected, skip=searcher.skip_variables, say=say)
+    params, model_state = jax.eval_shape(classifier.init, jax.random.key(0), image)
+    fit_variables(variables, {"params": params, **model_state}, skip=skip, say=say)
 
 
 def _uniform_policies(

@@ -63,6 +63,7 @@ class PopulationEvaluator:
     Attributes:
       objectives: "error" (1 - accuracy), then the names of `costs`.
       compile_count: programs compiled so far; at most 5, however many candidates.
+      chunk_size: candidates evaluated at a time, over all devices.
 
     Raises:
       ValueError: if the validation split is empty, or a number out of range.
@@ -111,7 +112,7 @@ class PopulationEvaluator:
             (_CANDIDATES,),
             axis_types=(jax.sharding.AxisType.Auto,),
         )
-        self._chunk = per_device * self._mesh.size
+        self.chunk_size = per_device * self._mesh.size
         self._state = place(state, self._placed())
         # A seed of its own, as of `train.evaluation`: the same images for all.
         self._source = batches(dataset.train, batch_size=batch_size, seed=2**31 - 1)
@@ -146,11 +147,11 @@ class PopulationEvaluator:
         """
         split = self._dataset.validation if split is None else split
         vectors, found = np.asarray(vectors), []
-        for start in range(0, len(vectors), self._chunk):
-            part = vectors[start : start + self._chunk]
+        for start in range(0, len(vectors), self.chunk_size):
+            part = vectors[start : start + self.chunk_size]
             # The last chunk is filled up: all are of one shape.
             filled = np.concatenate(
-                [part, np.repeat(part[-1:], self._chunk - len(part), axis=0)]
+                [part, np.repeat(part[-1:], self.chunk_size - len(part), axis=0)]
             )
             found.append(self._chunk_accuracies(filled, split)[: len(part)])
         return np.concatenate(found) if found else np.zeros(0)
@@ -192,13 +193,17 @@ class PopulationEvaluator:
         if not all(name in self._remembered for name in names):
             formats = self._spread(
                 jax.tree.map(
-                    lambda leaf: np.repeat(np.asarray(leaf)[None], self._chunk, axis=0),
+                    lambda leaf: np.repeat(
+                        np.asarray(leaf)[None], self.chunk_size, axis=0
+                    ),
                     no_quantization(len(self.space.net.sites)),
                 )
             )
             own = self._spread(
                 jax.tree.map(
-                    lambda leaf: np.repeat(np.asarray(leaf)[None], self._chunk, axis=0),
+                    lambda leaf: np.repeat(
+                        np.asarray(leaf)[None], self.chunk_size, axis=0
+                    ),
                     self._state.model_state,
                 )
             )
@@ -295,7 +300,7 @@ class PopulationEvaluator:
         def on_device(state, candidates, batch):
             self.compile_count += 1  # runs when traced, not when executed
             one = functools.partial(function, state)
-            if self._chunk == self._mesh.size:
+            if self.chunk_size == self._mesh.size:
                 alone = jax.tree.map(lambda leaf: leaf[0], candidates)
                 return jax.tree.map(lambda leaf: leaf[None], one(alone, batch))
             return lax.map(lambda candidate: one(candidate, batch), candidates)

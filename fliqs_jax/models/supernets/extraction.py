@@ -37,7 +37,7 @@ def extract(
     """
     choice = net.check_choice(choice)
     sizes = {name: int(size) for name, size in net.live_sizes(choice).items()}
-    model = net.build(sizes)
+    model = net.subnetwork(choice)
     flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
     live = {}
     for leaf in net.layout.leaves:

@@ -1,0 +1,165 @@
+"""Pictures of a front: accuracy against prices, and how the front grew.
+
+Takes the values of a summary, in users' units; how they were found is not known here.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fliqs_jax.report import style
+
+# Of each price: what its axis says, and the factor of its ticks.
+PRICES = {
+    "size_mb": ("model size (MB of 10⁶ bytes)", 1.0),
+    "bops": ("bit operations of an example (10⁹)", 1e-9),
+    "activation_mb": ("inputs of all sites (MB of 10⁶ bytes)", 1.0),
+    "latency_ms": ("latency (ms)", 1.0),
+}
+_OTHERS = (
+    (style.GREEN, "^"),
+    (style.PURPLE, "v"),
+    (style.MUTED, "P"),
+    (style.INK, "X"),
+)
+_SHOWN = 0.25  # of accuracy below the best: the rest of the axis would be empty
+
+
+def prices_of(summary: Mapping[str, Any]) -> list[str]:
+    """Returns the prices that a summary's front has, the searched ones first."""
+    row = summary["front"][0]
+    searched = [name for name in summary["prices_searched"] if name in row]
+    return searched + [name for name in PRICES if name in row and name not in searched]
+
+
+def draw_front(summary: Mapping[str, Any]) -> "matplotlib.figure.Figure":
+    """Draws test accuracy against every price: the front beside uniform policies.
+
+    Args:
+      summary: of a joint search: `front`, `full_network`, `subnetworks`, `point`,
+        `accuracy_reference`, `prices_searched`.
+
+    Returns:
+      A figure with a panel for each price; what is far below the best is left out.
+    """
+    names = prices_of(summary)
+    figure = style.new_figure(4.6)
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for number, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        _panel(axes, summary, name)
+        label, _ = PRICES[name]
+        how = "searched" if name in summary["prices_searched"] else "not searched"
+        style.dress(
+            axes, title=label.partition(" (")[0].capitalize() + f" ({how})",
+            xlabel=f"{label}, logarithmic", grid="both",
+            ylabel="test accuracy (%)" if number == 0 else "",
+        )  # fmt: skip
+    panels[0].set_ylim(*_accuracies_shown(summary))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3, frameon=False,
+        fontsize=style.TICK_SIZE, labelcolor=style.INK,
+    )  # fmt: skip
+    return figure
+
+
+def _panel(axes, summary: Mapping[str, Any], name: str) -> None:
+    factor = PRICES[name][1]
+
+    def draw(rows, **look):
+        axes.plot(
+            [factor * row[name] for row in rows],
+            [100 * row["test_accuracy"] for row in rows],
+            **look,
+        )
+
+    reference, full = summary["accuracy_reference"], summary["full_network"]
+    axes.axhline(
+        100 * full[reference]["test_accuracy"], color=style.INK, linestyle=":",
+        linewidth=1, label=f"full network at {reference}",
+    )  # fmt: skip
+    others = iter(_OTHERS)
+    for formats, rows in summary["subnetworks"].items():
+        colour, marker = (
+            (style.ORANGE, "s") if formats == reference else next(others, _OTHERS[-1])
+        )
+        draw(
+            rows, color=colour, marker=marker, markersize=4.5, linestyle="none",
+            markerfacecolor="white", label=f"sub-networks of it at {formats}",
+        )  # fmt: skip
+    front = sorted(summary["front"], key=lambda row: row[name])
+    searched = name in summary["prices_searched"]
+    draw(
+        front, color=style.BLUE, marker="o", markersize=4,
+        linestyle="-" if searched else "none", linewidth=1.1,
+        label="front of the search", zorder=3,
+    )  # fmt: skip
+    draw(
+        full.values(), color=style.INK, marker="D", markersize=5, linestyle="none",
+        label="full network at one format", zorder=3,
+    )  # fmt: skip
+    for formats, row in full.items():
+        axes.annotate(
+            formats, (factor * row[name], 100 * row["test_accuracy"]), xytext=(0, 7),
+            textcoords="offset points", fontsize=style.NOTE_SIZE, color=style.INK,
+            ha="center", annotation_clip=True,
+        )  # fmt: skip
+    if summary.get("point") is not None:
+        draw(
+            [summary["front"][summary["point"]]], color=style.ORANGE, marker="*",
+            markersize=15, linestyle="none", label="the point taken", zorder=5,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    style.cost_ticks(axes)
+
+
+def _accuracies_shown(summary: Mapping[str, Any]) -> tuple[float, float]:
+    rows = [*summary["front"], *summary["full_network"].values()]
+    every = 100 * np.array([row["test_accuracy"] for row in rows])
+    low = max(every.min(), every.max() - 100 * _SHOWN)
+    room = 0.06 * max(every.max() - low, 1.0)
+    return low - room, min(every.max() + 2 * room, 100 + room)
+
+
+def draw_hypervolume(
+    curve: Sequence[Sequence[float]], *, population: int
+) -> "matplotlib.figure.Figure":
+    """Draws the hypervolume of a search against its evaluations.
+
+    Args:
+      curve: pairs (evaluations, share of the box up to the reference).
+      population: evaluations a generation.
+    """
+    figure = style.new_figure(3.0)
+    axes = figure.subplots()
+    steps, values = np.array(curve, float).T
+    axes.plot(
+        steps,
+        values,
+        color=style.BLUE,
+        linewidth=1.6,
+        marker=None if len(steps) > 2 else "o",
+    )
+    if population < steps[-1]:
+        axes.axvline(population, color=style.SHADE, linestyle=":", linewidth=1)
+        axes.annotate(
+            "first generation", (population, values[0]), xytext=(4, 2),
+            textcoords="offset points", fontsize=style.NOTE_SIZE, color=style.MUTED,
+        )  # fmt: skip
+    style.dress(
+        axes, title="Hypervolume of the front so far", xlabel="evaluations",
+        ylabel="share of the reference box",
+    )  # fmt: skip
+    style.step_ticks(axes)
+    return figure
+
+
+def write_front_plot(
+    path: str | os.PathLike, summary: Mapping[str, Any]
+) -> pathlib.Path:
+    """Writes `draw_front` as a PNG file and returns its path."""
+    draw_front(summary).savefig(path, dpi=150, metadata={"Software": None})
+    return pathlib.Path(path)
