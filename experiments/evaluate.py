@@ -11,7 +11,7 @@ import jax
 from absl import app, flags
 
 import fliqs_jax as fq
-from experiments import common
+from experiments import common, supernet_flags
 from fliqs_jax.data import evaluation_batches
 from fliqs_jax.train.evaluation import evaluate
 from fliqs_jax.train.workdir import read_json
@@ -33,9 +33,9 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Loads, evaluates, prints."""
-    model = None
+    model, made = None, read_json(f"{FLAGS.workdir}/config.json")["network"]
+    supernet_flags.know_supernet(made.get("supernet", ""))
     if FLAGS.factory is not None:
-        made = read_json(f"{FLAGS.workdir}/config.json")["network"]
         options = made.get("options", {})
         model = common.user_model(
             FLAGS.factory, num_classes=made["num_classes"], **options

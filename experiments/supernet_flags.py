@@ -69,7 +69,7 @@ def supernet(dataset: Dataset) -> SuperNetwork:
     """Returns the super-network that the flags name, for a data set's images."""
     know_supernet(FLAGS.supernet)
     try:
-        net = create_supernet(
+        return create_supernet(
             FLAGS.supernet,
             num_classes=dataset.num_classes,
             image_shape=dataset.train.image_shape,
@@ -80,20 +80,22 @@ def supernet(dataset: Dataset) -> SuperNetwork:
             f"--supernet={FLAGS.supernet} with --supernet_options="
             f"{FLAGS.supernet_options!r}: {error}"
         ) from error
-    if not isinstance(net, SuperNetwork):
-        raise ValueError(
-            f"--supernet={FLAGS.supernet} made a {type(net).__name__}, not a"
-            " SuperNetwork (fliqs_jax.models.supernets)"
-        )
-    return net
 
 
 def know_supernet(name: str) -> None:
     """Registers a user's own super-network under package.module:factory."""
+
+    def make(**arguments: Any) -> SuperNetwork:
+        net = common.user_model(name, **arguments)
+        if not isinstance(net, SuperNetwork):
+            raise ValueError(
+                f"--supernet={name} made a {type(net).__name__}, not a SuperNetwork"
+                " (fliqs_jax.models.supernets)"
+            )
+        return net
+
     if ":" in name:
-        register_supernet(
-            name, lambda **arguments: common.user_model(name, **arguments)
-        )
+        register_supernet(name, make)
 
 
 def supernet_options() -> dict[str, Any]:

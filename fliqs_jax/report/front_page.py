@@ -54,10 +54,11 @@ def quantity(name: str, value: float) -> str:
 
     Example:
       >>> quantity("size_mb", 0.0123), quantity("bops", 2.5e9)
-      ('12.3 kB', '2.50 G')
+      ('12.3\\xa0kB', '2.50 G')
     """
     if name in ("size_mb", "activation_mb"):
-        return f"{words.count(1e6 * value)}B".replace(" B", "\u00a0B")
+        number, _, prefix = words.count(1e6 * value).partition(" ")
+        return f"{number}\u00a0{prefix}B"
     if name == "latency_ms":
         return f"{value:.3g} ms"
     return words.count(value)
@@ -97,7 +98,8 @@ def _head(title: str, summary: Mapping[str, Any]) -> str:
             tiles.append(
                 (_NAMES[name].capitalize(), quantity(name, row[name]), remark, "")
             )
-        lead = f"{summary['selection']}. {summary['accuracy_source']}.".capitalize()
+        texts = (summary["selection"], summary["accuracy_source"])
+        lead = " ".join(f"{text[:1].upper()}{text[1:]}." for text in texts)
     evaluations = str(summary["evaluations"])
     tiles.append(("Evaluations", evaluations, f"front of {len(summary['front'])}", ""))
     remark = f"{words.duration(summary['seconds_of_search'])} of it the search"
@@ -128,7 +130,17 @@ def _front(summary: Mapping[str, Any]) -> str:
         " front."
     )
     plot = _figure(fronts.draw_front(summary), "front", "Accuracy and cost", caption)
-    return _section("front", "The front", plot)
+    beaten = [
+        f"{count} of {number} at {formats}"
+        for formats, (count, number) in summary["dominated"].items()
+    ]
+    text = ""
+    if beaten:
+        text = (
+            "<p>On the test split the front dominates, of its own sub-networks at one"
+            f" format everywhere, {escape(', '.join(beaten))}.</p>"
+        )
+    return _section("front", "The front", text, plot)
 
 
 def _reductions(summary: Mapping[str, Any]) -> str:

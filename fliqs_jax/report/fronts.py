@@ -12,12 +12,25 @@ import numpy as np
 
 from fliqs_jax.report import style
 
-# Of each price: what its axis says, and the factor of its ticks.
+# Of each price: what its axis says and the factor of its ticks, for values from a least
+# one on; the first that fits the largest value shown is taken.
 PRICES = {
-    "size_mb": ("model size (MB of 10⁶ bytes)", 1.0),
-    "bops": ("bit operations of an example (10⁹)", 1e-9),
-    "activation_mb": ("inputs of all sites (MB of 10⁶ bytes)", 1.0),
-    "latency_ms": ("latency (ms)", 1.0),
+    "size_mb": (
+        (1.0, "model size (MB of 10⁶ bytes)", 1.0),
+        (0.0, "model size (kB of 10³ bytes)", 1e3),
+    ),
+    "bops": (
+        (1e9, "bit operations of an example (10⁹)", 1e-9),
+        (0.0, "bit operations of an example (10⁶)", 1e-6),
+    ),
+    "activation_mb": (
+        (1.0, "inputs of all sites (MB of 10⁶ bytes)", 1.0),
+        (0.0, "inputs of all sites (kB of 10³ bytes)", 1e3),
+    ),
+    "latency_ms": (
+        (1.0, "latency (ms)", 1.0),
+        (0.0, "latency (µs)", 1e3),
+    ),
 }
 _OTHERS = (
     (style.GREEN, "^"),
@@ -25,6 +38,8 @@ _OTHERS = (
     (style.MUTED, "P"),
     (style.INK, "X"),
 )
+_FRONT, _TAKEN = "front of the search", "the point taken"
+_FULL = "full network at one format"
 _SHOWN = 0.25  # of accuracy below the best: the rest of the axis would be empty
 
 
@@ -49,8 +64,8 @@ def draw_front(summary: Mapping[str, Any]) -> "matplotlib.figure.Figure":
     figure = style.new_figure(4.6)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for number, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        _panel(axes, summary, name)
-        label, _ = PRICES[name]
+        label, factor = _axis(name, summary)
+        _panel(axes, summary, name, factor)
         how = "searched" if name in summary["prices_searched"] else "not searched"
         style.dress(
             axes, title=label.partition(" (")[0].capitalize() + f" ({how})",
@@ -58,17 +73,23 @@ def draw_front(summary: Mapping[str, Any]) -> "matplotlib.figure.Figure":
             ylabel="test accuracy (%)" if number == 0 else "",
         )  # fmt: skip
     panels[0].set_ylim(*_accuracies_shown(summary))
-    handles, labels = panels[0].get_legend_handles_labels()
+    named = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+    first = [name for name in (_FRONT, _TAKEN, _FULL) if name in named]
+    labels = first + [name for name in named if name not in first]
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, frameon=False,
-        fontsize=style.TICK_SIZE, labelcolor=style.INK,
+        [named[label] for label in labels], labels, loc="outside lower center", ncols=3,
+        frameon=False, fontsize=style.TICK_SIZE, labelcolor=style.INK,
     )  # fmt: skip
     return figure
 
 
-def _panel(axes, summary: Mapping[str, Any], name: str) -> None:
-    factor = PRICES[name][1]
+def _axis(name: str, summary: Mapping[str, Any]) -> tuple[str, float]:
+    rows = [*summary["front"], *summary["full_network"].values()]
+    largest = max(row[name] for row in rows)
+    return next((text, f) for least, text, f in PRICES[name] if largest >= least)
 
+
+def _panel(axes, summary: Mapping[str, Any], name: str, factor: float) -> None:
     def draw(rows, **look):
         axes.plot(
             [factor * row[name] for row in rows],
@@ -88,18 +109,18 @@ def _panel(axes, summary: Mapping[str, Any], name: str) -> None:
         )
         draw(
             rows, color=colour, marker=marker, markersize=4.5, linestyle="none",
-            markerfacecolor="white", label=f"sub-networks of it at {formats}",
+            markerfacecolor="white", label=f"sub-networks of the front at {formats}",
         )  # fmt: skip
     front = sorted(summary["front"], key=lambda row: row[name])
     searched = name in summary["prices_searched"]
     draw(
         front, color=style.BLUE, marker="o", markersize=4,
         linestyle="-" if searched else "none", linewidth=1.1,
-        label="front of the search", zorder=3,
+        label=_FRONT, zorder=3,
     )  # fmt: skip
     draw(
         full.values(), color=style.INK, marker="D", markersize=5, linestyle="none",
-        label="full network at one format", zorder=3,
+        label=_FULL, zorder=3,
     )  # fmt: skip
     for formats, row in full.items():
         axes.annotate(
@@ -110,7 +131,7 @@ def _panel(axes, summary: Mapping[str, Any], name: str) -> None:
     if summary.get("point") is not None:
         draw(
             [summary["front"][summary["point"]]], color=style.ORANGE, marker="*",
-            markersize=15, linestyle="none", label="the point taken", zorder=5,
+            markersize=15, linestyle="none", label=_TAKEN, zorder=5,
         )  # fmt: skip
     axes.set_xscale("log")
     style.cost_ticks(axes)
@@ -125,7 +146,7 @@ def _accuracies_shown(summary: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def draw_hypervolume(
-    curve: Sequence[Sequence[float]], *, population: int
+    curve: Sequence[Sequence[int | float]], *, population: int
 ) -> "matplotlib.figure.Figure":
     """Draws the hypervolume of a search against its evaluations.
 

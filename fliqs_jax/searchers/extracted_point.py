@@ -40,7 +40,7 @@ def point_name(vector: Int[np.ndarray, "D"]) -> str:
 
     Example:
       >>> point_name(np.array([0, 1, 2]))
-      '6e4c07e8'
+      '1d760e7a'
     """
     return f"{zlib.crc32(np.asarray(vector, np.int32).tobytes()):08x}"
 
@@ -91,16 +91,21 @@ def quantized_after_training(
         observe(state.variables, source.batch(n)["image"]) for n in range(ptq.batches)
     ]
     formats = policy.formats(sites)
-    weights = quantize_weights_by(
-        state.params,
-        sites,
-        formats.weight,
-        OBSERVERS[ptq.weight_observer],
-        symmetric=symmetric,
-        per_channel=ptq.per_channel,
-    )
+
+    @jax.jit  # one program, where every operation alone would be one
+    def quantize(params: PyTree, samples: InputSamples):
+        weights = quantize_weights_by(
+            params,
+            sites,
+            formats.weight,
+            OBSERVERS[ptq.weight_observer],
+            symmetric=symmetric,
+            per_channel=ptq.per_channel,
+        )
+        return weights, static_input_formats(samples, formats.activation, ptq)
+
+    weights, static = quantize(state.params, InputSamples.of(seen))
     state = state.replace(params=weights)
-    static = static_input_formats(InputSamples.of(seen), formats.activation, ptq)
     if recalibrate_quantized:
         state = evaluator.recalibrated(state, static)
     return state, static

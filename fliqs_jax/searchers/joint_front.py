@@ -250,6 +250,28 @@ def fold_reductions(
     return found
 
 
+def count_dominated(
+    points: Sequence[Point], rivals: Sequence[Point], prices: Sequence[str]
+) -> int:
+    """Returns how many rivals some point beats on the test split.
+
+    A point beats a rival if it is nowhere worse, in test accuracy and in prices, and
+    somewhere better.
+    """
+
+    def values(point):
+        return np.array([-point.test_accuracy, *(point.prices[n] for n in prices)])
+
+    return sum(
+        any(
+            (values(point) <= values(rival)).all()
+            and (values(point) < values(rival)).any()
+            for point in points
+        )
+        for rival in rivals
+    )
+
+
 def describe_point(point: Point) -> dict[str, Any]:
     """Returns accuracies and prices of a point in users' units."""
     units = {

@@ -19,6 +19,7 @@ from fliqs_jax.costs import (
 )
 from fliqs_jax.searchers.joint_space import JointSpace
 
+_GOLDEN = (5**0.5 - 1) / 2
 _LEAST = 1e-6  # nats; of a sum of sensitivities, before its logarithm
 
 
@@ -46,46 +47,34 @@ def uniform_vectors(
 
 
 def sensitivity_seeds(
-    space: JointSpace,
-    table: Float[np.ndarray, "L K"],
-    cost: SiteCost,
-    *,
-    count: int,
-    seed: int,
+    space: JointSpace, table: Float[np.ndarray, "L K"], cost: SiteCost, *, count: int
 ) -> Int[np.ndarray, "N D"]:
-    r"""Returns candidates whose formats lose least by the sensitivities.
+    r"""Returns candidates of all sizes whose formats lose least by the sensitivities.
 
     .. math:: o_n = \arg\min_o \sum_l S_{l o_l} \quad \text{s.t.} \quad
-        C(o) \le C_{min} + \frac{n}{N + 1} (C_{max} - C_{min})
+        C(o) \le C_{min} + b_n (C_{max} - C_{min})
 
-    for budgets n = 1…N, exactly. Every other candidate is the full network, the rest
-    are drawn sub-networks, which take over the formats of their sites.
+    exactly. The sub-networks grow evenly in all decisions from the smallest to the full
+    one, and take over the formats of their sites; the budgets b are the multiples of
+    the golden ratio, less their whole part, so any few cover the range.
 
     Args:
       space: the decisions.
       table: S, of the full network.
       cost: C, of the full network's sites.
       count: N.
-      seed: of the sub-networks.
     """
-    formats, net = space.space, space.net
+    formats, net, first = space.space, space.net, len(space.net.counts)
     values = monotone_values(table, [storage_bits(x) for x in formats.option_names])
     costs = cost_table(formats, cost)
     low, high = costs.minimum(), costs.maximum()
-    drawn = np.random.default_rng(seed).integers(
-        0, net.full + 1, (count, len(net.full))
-    )
-    vectors = []
-    for number in range(count):
-        budget = low + (number + 1) / (count + 1) * (high - low)
-        (vector,) = uniform_vectors(
-            space, drawn[number] if number % 2 else net.full, [0]
-        )
-        first = len(net.counts)
+    vectors = np.zeros((count, len(space.counts)), np.int64)
+    for number, growth in enumerate(np.linspace(0.0, 1.0, count)):
+        budget = low + (number + 1) * _GOLDEN % 1 * (high - low)
+        vectors[number, :first] = np.rint(growth * net.full)
         options = allocate_exact(values, costs, budget)
-        vector[first : first + formats.num_decisions] = options
-        vectors.append(vector)
-    return np.reshape(np.asarray(vectors, np.int64), (count, len(space.counts)))
+        vectors[number, first : first + formats.num_decisions] = options
+    return vectors
 
 
 def sensitivity_features(

@@ -196,7 +196,7 @@ def search_front(
         table = _sensitivities(narrow, state, dataset, folder, batch_size, seed,
                                settings, say)  # fmt: skip
         clock.lap("sensitivity")
-        initial = _first_vectors(narrow, table, searched[own[0]], settings, seed)
+        initial = _first_vectors(narrow, table, searched[own[0]], settings)
         if settings.searcher == "linas" and settings.sensitivity_features:
             extras["features"] = sensitivity_features(narrow, table)
     if settings.searcher == "linas":
@@ -228,13 +228,13 @@ def search_front(
             say=say,
             **extras,
         )
-    judge = _Judge(evaluator, dataset, prices, folder, result, say)
+    judge = _Judge(evaluator, dataset, prices, folder, result)
     front = result.vectors[result.front]
-    points = sorted(judge(front, "the front"), key=lambda p: p.prices[own[0]])
+    say(f"judging the {len(front)} points of the front on the test split")
+    points = sorted(judge(front), key=lambda p: p.prices[own[0]])
+    say("judging uniform formats on it, of the full network and of the front's")
     full = {
-        name: judge(
-            uniform_vectors(wide, narrow.net.full, [option]), f"uniform {name}"
-        )[0]
+        name: judge(uniform_vectors(wide, narrow.net.full, [option]))[0]
         for option, name in enumerate(wide.space.option_names)
     }
     subnetworks = _uniform_subnetworks(judge, wide, narrow, points, settings)
@@ -277,22 +277,26 @@ def _sensitivities(space, state, dataset, folder, batch_size, seed, settings, sa
     return measured_table(meter, space.space, folder, say)[0]
 
 
-def _first_vectors(space, table, cost, settings, seed) -> Int[np.ndarray, "N D"]:
-    """The full network at every uniform format, then candidates by sensitivity."""
+def _first_vectors(space, table, cost, settings) -> Int[np.ndarray, "N D"]:
+    """Both ends at every uniform format, then candidates by sensitivity."""
     count = round(settings.seeded_fraction * settings.population)
-    options = list(range(space.space.num_options))[:count]
-    uniform = uniform_vectors(space, space.net.full, options)
-    seeds = sensitivity_seeds(space, table, cost, count=count - len(options), seed=seed)
+    options = list(range(space.space.num_options))
+    ends = [
+        uniform_vectors(space, choice, options)
+        for choice in (space.net.full, space.net.smallest)
+    ]
+    uniform = np.concatenate(ends)[:count]
+    seeds = sensitivity_seeds(space, table, cost, count=count - len(uniform))
     return np.concatenate([uniform, seeds])
 
 
 class _Judge:
     """Points of vectors, on both splits; what was evaluated before is not again."""
 
-    def __init__(self, evaluator, dataset, prices, folder, result, say):
+    def __init__(self, evaluator, dataset, prices, folder, result):
         space = evaluator.space
         decisions = Decisions(space.counts, space.active)
-        self._space, self._prices, self._say = space, prices, say
+        self._space, self._prices = space, prices
         self._validation = functools.partial(
             SearchLog(
                 folder / "references.csv", decisions, evaluator.objectives
@@ -309,8 +313,7 @@ class _Judge:
             batch_size=evaluator.chunk_size,
         )
 
-    def __call__(self, vectors: np.ndarray, what: str) -> list[Point]:
-        self._say(f"judging {what} on the test split: {len(vectors)} candidates")
+    def __call__(self, vectors: np.ndarray) -> list[Point]:
         validation, test = self._validation(vectors), self._test(vectors)
         return [
             Point(
@@ -343,8 +346,7 @@ def _uniform_subnetworks(judge, wide, narrow, points, settings):
     for name in names if count else ():
         option = [wide.space.option_names.index(name)]
         vectors = np.concatenate([uniform_vectors(wide, c, option) for c in some])
-        what = f"{count} of its sub-networks at uniform {name}"
-        found[name] = tuple(judge(vectors, what))
+        found[name] = tuple(judge(vectors))
     return found
 
 

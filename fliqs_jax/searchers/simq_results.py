@@ -27,6 +27,7 @@ from fliqs_jax.searchers.joint_front import (
     Selection,
     accuracy_loss,
     architecture_words,
+    count_dominated,
     describe_point,
     fold_reductions,
     select_point,
@@ -108,6 +109,13 @@ def write_search(
         "front": _described(found.points),
         "full_network": {n: describe_point(p) for n, p in found.full.items()},
         "subnetworks": {n: _described(p) for n, p in found.subnetworks.items()},
+        "dominated": {
+            name: [
+                count_dominated(found.points, p, found.result.objectives[1:]),
+                len(p),
+            ]
+            for name, p in found.subnetworks.items()
+        },
         "fold_reductions": _reductions(found),
         "point": None,
         "steps": training["steps"],
