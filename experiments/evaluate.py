@@ -6,6 +6,8 @@ Reads the workdir and changes nothing in it. Prints one JSON object.
 """
 
 import json
+import pathlib
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Loads, evaluates, prints."""
-    model, made = None, read_json(f"{FLAGS.workdir}/config.json")["network"]
+    model, made = None, _network_config()
     supernet_flags.know_supernet(made.get("supernet", ""))
     if FLAGS.factory is not None:
         options = made.get("options", {})
@@ -55,6 +57,12 @@ def run() -> None:
         evaluation_batches(getattr(data, FLAGS.split), FLAGS.batch_size),
     )
     print(json.dumps({"workdir": FLAGS.workdir, "split": FLAGS.split, **result}))
+
+
+def _network_config() -> dict[str, Any]:
+    """Returns how the run made its network; nothing where it did not get so far."""
+    file = pathlib.Path(FLAGS.workdir, "config.json")
+    return (file.exists() and read_json(file).get("network")) or {}
 
 
 if __name__ == "__main__":

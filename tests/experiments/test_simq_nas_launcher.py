@@ -166,7 +166,7 @@ def test_finished_run_takes_other_points_searches_on_and_trains_on(
     folder = tmp_path / "run"
     run = (f"--workdir={folder}", *TINY, "--weight_modes")
     run += ("--objectives=error,bops,latency", "--device=h100", "--formats=int3,int8")
-    with pytest.raises(ValueError, match="latency_limit can be .* ms at least"):
+    with pytest.raises(ValueError, match="accuracy_loss_limit can be .* points"):
         launch(simq_nas, *run, "--accuracy_loss_limit=-80", "--latency_limit=1")
     refused = summary_of(folder)
     assert refused["point"] is None and (folder / "report.html").exists()
