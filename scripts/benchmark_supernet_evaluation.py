@@ -18,19 +18,26 @@ import jax
 import numpy as np
 
 from fliqs_jax.costs import make_site_storage
-from fliqs_jax.data import Dataset, Split
-from fliqs_jax.models.supernets import create_supernet, subnetwork_sites, supernet_names
-from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.extracted_point import (
-    quantized_after_training,
-    small_network,
+from fliqs_jax.data import Dataset, Split, batches
+from fliqs_jax.models.supernets import (
+    create_supernet,
+    extract,
+    subnetwork_sites,
+    supernet_names,
 )
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.quantized_model.static_weights import quantize_weights_by
+from fliqs_jax.quantizers.observers import OBSERVERS
+from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.joint_space import JointSpace
 from fliqs_jax.searchers.sensitivity import TrainedState
-from fliqs_jax.searchers.static_calibration import PtqSettings
+from fliqs_jax.searchers.static_calibration import (
+    InputSamples,
+    PtqSettings,
+    static_input_formats,
+)
 from fliqs_jax.searchers.subnetwork_evaluation import PopulationEvaluator
-from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.classifier import Classifier, training_arguments
 from fliqs_jax.train.evaluation import Evaluator
 
 _FORMATS = ["int4", "int8"]
@@ -74,7 +81,9 @@ def main():
         values = evaluator(part)
         together.append((time.perf_counter() - start) / len(part))
         start = time.perf_counter()
-        accuracy = one_by_itself(space, state, dataset, part[0], ptq, options)
+        accuracy = one_by_itself(
+            space, state, dataset, part[0], ptq, options.batch_size
+        )
         alone.append(time.perf_counter() - start)
         print(
             f"{len(part)} in a population {1 / together[-1]:.3f} a second,"
@@ -107,32 +116,50 @@ def images(random, shape, count) -> Dataset:
     )
 
 
-def one_by_itself(space, state, dataset, vector, ptq, options) -> float:
+def one_by_itself(space, state, dataset, vector, ptq, batch_size) -> float:
     """Accuracy of one candidate as an ordinary network, from nothing compiled."""
     parts = space.split(vector)
     sites = subnetwork_sites(space.net, parts.choice)
-    model, own = small_network(space, state, vector)
+    model, small = extract(space.net, state.variables, parts.choice)
+    own = TrainedState(small.pop("params"), small)
     classifier = Classifier(
         quantized=QuantizedModel(model, sites=sites),
         mean=tuple(dataset.mean.tolist()),
         std=tuple(dataset.std.tolist()),
     )
     evaluator = Evaluator(
-        classifier, dataset, batch_size=options.batch_size, recalibration_batches=4
+        classifier, dataset, batch_size=batch_size, recalibration_batches=4
     )
-    rows = {site.path: row for row, site in enumerate(space.net.sites)}
-    own, formats = quantized_after_training(
-        classifier,
-        own,
-        evaluator,
-        sites,
-        space.policy(vector),
-        dataset,
-        symmetric=parts.symmetric[[rows[site.path] for site in sites]],
-        ptq=ptq,
-        batch_size=options.batch_size,
-    )
-    return evaluator.validate(own, formats)["accuracy"]
+    formats = space.policy(vector).formats(sites)
+
+    @jax.jit
+    def observe(variables, images):
+        return classifier.quantized.observe(
+            variables,
+            classifier.normalise(images),
+            num_samples=ptq.num_samples,
+            **training_arguments(model, train=False),
+        )
+
+    @jax.jit
+    def quantize(params, samples):
+        weights = quantize_weights_by(
+            params,
+            sites,
+            formats.weight,
+            OBSERVERS[ptq.weight_observer],
+            symmetric=np.ones(len(sites), bool),
+        )
+        return weights, static_input_formats(samples, formats.activation, ptq)
+
+    own = evaluator.recalibrated(own, None)
+    source = batches(dataset.train, batch_size=batch_size, seed=0)
+    seen = [
+        observe(own.variables, source.batch(n)["image"]) for n in range(ptq.batches)
+    ]
+    weights, static = quantize(own.params, InputSamples.of(seen))
+    own = evaluator.recalibrated(own.replace(params=weights), static)
+    return evaluator.validate(own, static)["accuracy"]
 
 
 if __name__ == "__main__":

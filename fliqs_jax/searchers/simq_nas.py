@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from fliqs_jax.costs import SiteCost, policy_cost
 from fliqs_jax.data import Dataset, batches
 from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
+from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers import linas
@@ -107,6 +108,8 @@ class FoundFront:
     subnetworks: Mapping[str, tuple[Point, ...]]
     reference: Float[np.ndarray, "M"]  # of the hypervolume
     curve: Float[np.ndarray, "N"]  # hypervolume after each evaluation, of the whole box
+    # From a vector to the full network's variables and formats, as they were evaluated.
+    quantized: Callable[[np.ndarray], tuple[PyTree, SiteFormats]]
     seconds: Mapping[str, float]  # by phase
     compile_count: int  # of the evaluation's programs, in this session
 
@@ -176,58 +179,28 @@ def search_front(
     Raises:
       ValueError: if a log is another search's, or an evaluation not finite.
     """
+    check_objectives(objectives, prices)
     narrow, wide = spaces
     clock = PhaseClock(folder / "seconds.json")
     own = [name for name in objectives if name != "error"]
-    searched = {name: prices[name] for name in own}
     evaluator = PopulationEvaluator(
         wide,
         state,
         dataset,
-        costs=searched,
+        costs={name: prices[name] for name in own},
         ptq=settings.ptq,
         batch_size=batch_size,
         recalibration_batches=settings.recalibration_batches,
         recalibrate_quantized=settings.recalibrate_quantized,
         per_device=settings.per_device,
     )
-    extras, initial = {}, ()
+    table = None
     if settings.sensitivity != "none":
-        table = _sensitivities(narrow, state, dataset, folder, batch_size, seed,
-                               settings, say)  # fmt: skip
+        images = batches(dataset.train, batch_size=batch_size, seed=seed)
+        table = _sensitivities(narrow, state, dataset, images, folder, settings, say)
         clock.lap("sensitivity")
-        initial = _first_vectors(narrow, table, searched[own[0]], settings)
-        if settings.searcher == "linas" and settings.sensitivity_features:
-            extras["features"] = sensitivity_features(narrow, table)
-    if settings.searcher == "linas":
-        extras["inner_evaluations"] = settings.inner_evaluations
-
-    log = folder / "search.csv"
-    with ProgressLine(settings.evaluations) as line:
-        done = _logged(log)
-
-        def evaluate(vectors):
-            nonlocal done
-            values = evaluator(vectors)
-            clock.lap("search")
-            done += len(vectors)
-            line.update(done, {"accuracy": float(1.0 - values[:, 0].min())})
-            return values
-
-        result = SEARCHERS[settings.searcher](
-            narrow.counts,
-            evaluate,
-            evaluator.objectives,
-            evaluations=settings.evaluations,
-            population=settings.population,
-            seed=seed,
-            active=narrow.active,
-            initial=initial,
-            log=log,
-            batch_size=evaluator.chunk_size,
-            say=say,
-            **extras,
-        )
+    guided = _guided(narrow, table, prices[own[0]], settings)
+    result = _searched(narrow, evaluator, guided, clock, folder, seed, settings, say)
     judge = _Judge(evaluator, dataset, prices, folder, result)
     front = result.vectors[result.front]
     say(f"judging the {len(front)} points of the front on the test split")
@@ -249,9 +222,51 @@ def search_front(
         subnetworks=subnetworks,
         reference=reference,
         curve=curve,
+        quantized=evaluator.quantized,
         seconds=dict(clock.seconds),
         compile_count=evaluator.compile_count,
     )
+
+
+def _guided(space, table, cost, settings) -> dict[str, Any]:
+    """Returns what a searcher is told beside what all are told."""
+    told: dict[str, Any] = {}
+    if table is not None:
+        told["initial"] = _first_vectors(space, table, cost, settings)
+    if settings.searcher == "linas":
+        told["inner_evaluations"] = settings.inner_evaluations
+        if table is not None and settings.sensitivity_features:
+            told["features"] = sensitivity_features(space, table)
+    return told
+
+
+def _searched(space, evaluator, guided, clock, folder, seed, settings, say):
+    """Searches to the end, or goes on where the log ends."""
+    log = folder / "search.csv"
+    with ProgressLine(settings.evaluations) as line:
+        done = _logged(log)
+
+        def evaluate(vectors):
+            nonlocal done
+            values = evaluator(vectors)
+            clock.lap("search")
+            done += len(vectors)
+            line.update(done, {"accuracy": float(1.0 - values[:, 0].min())})
+            return values
+
+        return SEARCHERS[settings.searcher](
+            space.counts,
+            evaluate,
+            evaluator.objectives,
+            evaluations=settings.evaluations,
+            population=settings.population,
+            seed=seed,
+            active=space.active,
+            log=log,
+            batch_size=evaluator.chunk_size,
+            say=say,
+            **guided,
+        )
 
 
 def _logged(log: pathlib.Path) -> int:
@@ -259,7 +274,7 @@ def _logged(log: pathlib.Path) -> int:
     return max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else 0
 
 
-def _sensitivities(space, state, dataset, folder, batch_size, seed, settings, say):
+def _sensitivities(space, state, dataset, source, folder, settings, say):
     """Returns what each format costs each decision of the full network alone."""
     classifier = Classifier(
         quantized=QuantizedModel(
@@ -268,7 +283,6 @@ def _sensitivities(space, state, dataset, folder, batch_size, seed, settings, sa
         mean=tuple(dataset.mean.tolist()),
         std=tuple(dataset.std.tolist()),
     )
-    source = batches(dataset.train, batch_size=batch_size, seed=seed)
     images = [source.batch(number) for number in range(settings.sensitivity_batches)]
     calibration = calibrate_inputs(classifier, state, space.space, images)
     meter = make_meter(

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, PyTree
 from fliqs_jax.costs import SiteCost, policy_cost
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
 from fliqs_jax.models.supernets import live_sites, subnetwork_sites
+from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantized_model.static_weights import quantize_weights_by
 from fliqs_jax.quantizers.observers import OBSERVERS
@@ -156,12 +157,34 @@ class PopulationEvaluator:
             found.append(self._chunk_accuracies(filled, split)[: len(part)])
         return np.concatenate(found) if found else np.zeros(0)
 
+    def quantized(self, vector: Int[np.ndarray, "D"]) -> tuple[PyTree, SiteFormats]:
+        """Returns one candidate as it is evaluated, for `extract`.
+
+        Returns:
+          The full network's variables (masked, weights on their grids, the candidate's
+          batch statistics), and the formats of the full network's sites.
+        """
+        filled = np.repeat(np.asarray(vector)[None], self.chunk_size, axis=0)
+        weights, formats, model_state = jax.tree.map(
+            lambda leaf: leaf[0], jax.device_get(self._prepared(filled))
+        )
+        return {"params": weights, **model_state}, formats
+
     def _prices(self, vector: Int[np.ndarray, "D"]) -> list[float]:
         sites = subnetwork_sites(self.space.net, self.space.split(vector).choice)
         policy = self.space.policy(vector)
         return [float(policy_cost(c, sites, policy)) for c in self.costs.values()]
 
     def _chunk_accuracies(self, vectors, split):
+        prepared = self._prepared(vectors)
+        hits, count = 0, 0
+        for batch in evaluation_batches(split, self._batch_size):
+            hits = hits + self._run("hits", prepared, batch)
+            count += batch["mask"].sum()
+        return np.asarray(jax.device_get(hits), np.float64) / count
+
+    def _prepared(self, vectors):
+        """Returns weights, formats and batch statistics of a chunk of candidates."""
         parts = self.space.split(self._canonical(vectors))
         choice, options, symmetric = (
             self._spread(array)
@@ -177,11 +200,7 @@ class PopulationEvaluator:
         )
         if self._recalibrate_quantized:
             model_state = self._statistics(weights, formats, model_state)
-        hits, count = 0, 0
-        for batch in evaluation_batches(split, self._batch_size):
-            hits = hits + self._run("hits", (weights, formats, model_state), batch)
-            count += batch["mask"].sum()
-        return np.asarray(jax.device_get(hits), np.float64) / count
+        return weights, formats, model_state
 
     def _canonical(self, vectors):
         return np.where(self.space.active(vectors), vectors, 0)

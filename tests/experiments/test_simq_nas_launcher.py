@@ -1,13 +1,21 @@
 """The launcher of joint searches: refusals, resuming, another point, fine-tuning."""
 
 import csv
+import itertools
 import json
 
+import jax
+import numpy as np
 import pytest
+import safetensors.numpy
+import small_supernets
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, simq_nas
+from fliqs_jax.searchers import supernet_training
 from fliqs_jax.searchers.subnetwork_evaluation import PopulationEvaluator
 
 TINY = (
@@ -69,20 +77,73 @@ def test_mistakes_are_refused_before_anything_is_compiled(tmp_path, flags, messa
 
 
 def test_flags_without_effect_are_noted():
-    from absl import flags
-    from absl.testing import flagsaver
-
     with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
+        absl_flags.FLAGS.unparse_flags()
         given = ["--model=resnet20", "--cost=size", "--finetune_learning_rate=0.1"]
         given += ["--searcher=nsga2", "--sensitivity_features"]
-        flags.FLAGS(["launcher", *given, "--supernet_from=there", "--steps=5"])
+        absl_flags.FLAGS(["launcher", *given, "--supernet_from=there", "--steps=5"])
         notes = simq_nas.idle_flags()
     for name in (
         "model", "cost", "finetune_learning_rate", "sensitivity_features", "steps",
     ):  # fmt: skip
         assert any(note.startswith(f"note: --{name} has no effect") for note in notes)
     assert len(notes) == 5
+
+
+def weights_file(folder, widths):
+    """A float network's parameters, by shapes of the perceptron's three layers."""
+    rng, arrays = np.random.default_rng(0), {}
+    for number, (inputs, units) in enumerate(itertools.pairwise(widths)):
+        kernel = rng.normal(size=(inputs, units)).astype(np.float32)
+        arrays[f"Dense_{number}/kernel"] = kernel
+        names = ("bias",) if units == 10 else ("scale", "bias")
+        layer = "Dense_2" if units == 10 else f"BatchNorm_{number}"
+        for name in names:
+            arrays[f"{layer}/{name}"] = np.ones(units, np.float32)
+    file = folder / f"{len(widths)}_{widths[1]}.safetensors"
+    safetensors.numpy.save_file(arrays, str(file))
+    return file, arrays
+
+
+def test_training_starts_from_given_weights_that_fit(tmp_path, monkeypatch, capsys):
+    class Started(Exception):
+        pass
+
+    def run_job(trainer, dataset, job, **_):
+        raise Started(trainer.init(jax.random.key(0), dataset.train.images[:1]))
+
+    monkeypatch.setattr(supernet_training, "run_job", run_job)
+    file, arrays = weights_file(tmp_path, (64, 16, 12, 10))
+    with pytest.raises(Started) as started:
+        launch(simq_nas, f"--workdir={tmp_path}/a", *TINY, f"--init_from={file}")
+    params = started.value.args[0].params
+    for name in ("Dense_0", "Dense_2"):
+        np.testing.assert_array_equal(params[name]["kernel"], arrays[f"{name}/kernel"])
+    assert "no batch_stats in the checkpoint" in capsys.readouterr().out
+    other, _ = weights_file(tmp_path, (64, 20, 12, 10))
+    with pytest.raises(ValueError, match="the checkpoint does not fit the model"):
+        launch(simq_nas, f"--workdir={tmp_path}/b", *TINY, f"--init_from={other}")
+
+
+def test_super_network_of_a_run_with_other_held_out_images_is_refused(tmp_path):
+    net = small_supernets.perceptron_supernet()
+    config = {
+        "decisions": {d.name: list(d.options) for d in net.decisions},
+        "flags": {
+            "dataset": "digits", "validation_fraction": 0.1, "image_size": None,
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="its validation images would be others"):
+        launch(
+            simq_nas, f"--workdir={tmp_path}/a", *TINY, f"--supernet_from={tmp_path}"
+        )
+    config["decisions"]["second"] = [6, 13]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="another super-network .*'second'"):
+        launch(
+            simq_nas, f"--workdir={tmp_path}/a", *TINY, f"--supernet_from={tmp_path}"
+        )
 
 
 class Killed(BaseException):
