@@ -151,7 +151,7 @@ def run() -> None:
     spaces = joint_spaces(net, dataset, settings, selection)
     check_reachable(spaces[0], prices, selection.limits)
     state = supernet_flags.given_supernet(net)
-    shared = common.run_config(adjustable=ADJUSTABLE)
+    shared = run_config(adjustable=ADJUSTABLE)
     config = {
         "method": "simq_nas",
         "dataset": dataset.name,
@@ -214,14 +214,19 @@ def finished(folder: pathlib.Path, adjustable: dict[str, Any]) -> bool:
     return file.exists() and read_json(file).get("adjustable") == adjustable
 
 
+def run_config(**how: Any) -> dict[str, Any]:
+    """Returns what the flags say, those without a meaning here left out."""
+    shared = common.run_config(**how)
+    kept = {name: x for name, x in shared["flags"].items() if name not in IDLE}
+    return {**shared, "flags": kept}
+
+
 def point_config() -> dict[str, Any]:
     """Returns what the folders of super-network and points record of the flags."""
-    shared = common.run_config()
-    flags_of_point = {
-        name: value for name, value in shared["flags"].items() if name not in ADJUSTABLE
-    }
+    shared = run_config()
+    own = {name: x for name, x in shared["flags"].items() if name not in ADJUSTABLE}
     return {
-        "flags": flags_of_point,
+        "flags": own,
         "session": shared["session"],
         "model": FLAGS.supernet,
         "network": supernet_flags.network_config(),

@@ -201,7 +201,8 @@ def _search(summary: Mapping[str, Any]) -> str:
     caption = (
         "How much of the box between nothing and the reference point (chance; 1.1 times"
         " the dearest uniform policy of the full network) the front dominates on the"
-        " validation split. It never falls."
+        " validation split. It never falls. Dotted: the end of the first generation,"
+        " which no search has guided yet."
     )
     figure = fronts.draw_hypervolume(
         summary["hypervolume_curve"], population=summary["population"]

@@ -13,7 +13,7 @@ import numpy as np
 from fliqs_jax.report import style
 
 # Of each price: what its axis says and the factor of its ticks, for values from a least
-# one on; the first that fits the largest value shown is taken.
+# one on; the first that fits the median is taken.
 PRICES = {
     "size_mb": (
         (1.0, "model size (MB of 10⁶ bytes)", 1.0),
@@ -85,8 +85,8 @@ def draw_front(summary: Mapping[str, Any]) -> "matplotlib.figure.Figure":
 
 def _axis(name: str, summary: Mapping[str, Any]) -> tuple[str, float]:
     rows = [*summary["front"], *summary["full_network"].values()]
-    largest = max(row[name] for row in rows)
-    return next((text, f) for least, text, f in PRICES[name] if largest >= least)
+    usual = np.median([row[name] for row in rows])
+    return next((text, f) for least, text, f in PRICES[name] if usual >= least)
 
 
 def _panel(axes, summary: Mapping[str, Any], name: str, factor: float) -> None:
@@ -153,28 +153,30 @@ def draw_hypervolume(
     Args:
       curve: pairs (evaluations, share of the box up to the reference).
       population: evaluations a generation.
+
+    Returns:
+      A figure with the whole search, and where there is one the part after the first
+      generation.
     """
-    figure = style.new_figure(3.0)
-    axes = figure.subplots()
     steps, values = np.array(curve, float).T
-    axes.plot(
-        steps,
-        values,
-        color=style.BLUE,
-        linewidth=1.6,
-        marker=None if len(steps) > 2 else "o",
-    )
-    if population < steps[-1]:
-        axes.axvline(population, color=style.SHADE, linestyle=":", linewidth=1)
-        axes.annotate(
-            "first generation", (population, values[0]), xytext=(4, 2),
-            textcoords="offset points", fontsize=style.NOTE_SIZE, color=style.MUTED,
+    later = steps >= population
+    parts = [("Hypervolume of the front so far", np.ones(len(steps), bool))]
+    if later.sum() > 1 and not later.all():
+        parts.append(("After the first generation", later))
+    figure = style.new_figure(3.0)
+    panels = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axes, (title, part) in zip(panels, parts, strict=True):
+        axes.plot(
+            steps[part], values[part], color=style.BLUE, linewidth=1.6,
+            marker=None if part.sum() > 2 else "o",
         )  # fmt: skip
-    style.dress(
-        axes, title="Hypervolume of the front so far", xlabel="evaluations",
-        ylabel="share of the reference box",
-    )  # fmt: skip
-    style.step_ticks(axes)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        style.dress(
+            axes, title=title, xlabel="evaluations", ylabel="share of the reference box"
+        )
+        style.step_ticks(axes)
+    if len(parts) > 1:
+        panels[0].axvline(population, color=style.SHADE, linestyle=":", linewidth=1)
     return figure
 
 

@@ -244,10 +244,16 @@ def fold_reductions(
             found[name] = {
                 "factor": whole / point.prices[name],
                 "point": best,
-                "validation_gain": -accuracy_loss(point, reference),
-                "test_gain": 100 * (point.test_accuracy - reference.test_accuracy),
+                "validation_gain": _points(
+                    point.validation_accuracy - reference.validation_accuracy
+                ),
+                "test_gain": _points(point.test_accuracy - reference.test_accuracy),
             }
     return found
+
+
+def _points(fraction: float) -> float:
+    return round(100 * fraction, 9) + 0.0  # never minus zero
 
 
 def count_dominated(

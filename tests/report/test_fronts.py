@@ -76,8 +76,11 @@ def test_front_without_a_point_taken_is_drawn(summary):
 
 def test_hypervolume_is_drawn_as_recorded(summary):
     curve = summary["hypervolume_curve"]
-    (axes,) = draw_hypervolume(curve, population=10).axes
-    np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), curve)
+    whole, later = draw_hypervolume(curve, population=10).axes
+    np.testing.assert_allclose(whole.get_lines()[0].get_xydata(), curve)
+    np.testing.assert_allclose(later.get_lines()[0].get_xydata(), curve[1:])
+    (alone,) = draw_hypervolume(curve, population=50).axes
+    np.testing.assert_allclose(alone.get_lines()[0].get_xydata(), curve)
 
 
 def write_run(folder, summary):
