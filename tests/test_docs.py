@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import compare, dca_nas, evaluate, simq_nas  # noqa: F401
+from experiments import compare, dca_nas, evaluate, export, simq_nas  # noqa: F401
 from fliqs_jax.searchers import linas
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ significant. Unused bits of the last byte are zero.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import ArrayLike, Int, UInt8
+from jaxtyping import ArrayLike, Int, Integer, UInt8
 
 
 def index_bits(num_values: int) -> int:
@@ -37,7 +37,7 @@ def packed_bytes(num_indices: int, num_values: int) -> int:
 
 
 def pack_indices(
-    indices: Int[ArrayLike, "*S"], num_values: int
+    indices: Integer[ArrayLike, "*S"], num_values: int
 ) -> UInt8[np.ndarray, "N"]:
     """Packs indices into bytes, in the bit order of this module.
 
@@ -61,9 +61,9 @@ def pack_indices(
         raise ValueError(
             f"indices must be in 0...{num_values - 1}, got {flat.min()} to {flat.max()}"
         )
-    shifts = np.arange(width)
-    bits = (flat[:, None] >> shifts) & 1
-    return np.packbits(bits.astype(np.uint8), bitorder="little")
+    shifts = np.arange(width, dtype=np.uint32)
+    bits = ((flat.astype(np.uint32)[:, None] >> shifts) & 1).astype(np.uint8)
+    return np.packbits(bits, bitorder="little")
 
 
 def unpack_indices(

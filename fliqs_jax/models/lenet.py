@@ -53,7 +53,7 @@ class LeNet300(nn.Module):
     ) -> Float[jax.Array, "B num_classes"]:
         """Returns float32 logits; `train` changes nothing here."""
         images = jnp.asarray(images)
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for units in self.hidden:
             x = nn.relu(nn.Dense(units, dtype=self.dtype, kernel_init=_HE_NORMAL)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
@@ -112,6 +112,6 @@ class LeNet5(nn.Module):
                 kernel_init=_HE_NORMAL,
             )(x)
             x = nn.relu(nn.max_pool(x, (2, 2), (2, 2)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_HE_NORMAL)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -150,10 +150,10 @@ class ViT(nn.Module):
             dtype=self.dtype,
             kernel_init=_XAVIER,
         )(images)
-        x = x.reshape(len(x), -1, self.dim)
+        x = x.reshape(x.shape[0], -1, self.dim)
         if self.class_token:
             token = self.param("class_token", _SMALL_NORMAL, (1, 1, self.dim))
-            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.dim))
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.dim))
             x = jnp.concatenate([token, x], 1)
         positions = self.param("positions", _SMALL_NORMAL, (1, *x.shape[1:]))
         x = x + positions.astype(x.dtype)

@@ -2,16 +2,21 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model.riding import (
     FlatParams,
     SiteGroup,
+    flatten_params,
+    group_sites,
     map_layers,
+    pack_formats,
     unpack_format,
 )
 from fliqs_jax.quantizers import (
@@ -21,6 +26,15 @@ from fliqs_jax.quantizers import (
     lsq,
     scale_of_bound,
 )
+from fliqs_jax.quantizers.rounding import LARGEST_SCALE, SMALLEST_SCALE
+from fliqs_jax.sites import Site
+
+
+class StoredWeight(NamedTuple):
+    """A weight as `numbers * scale`, the numbers being those of its format."""
+
+    numbers: Float[Array, "..."]  # of the weight's shape
+    scale: Float[Array, "..."]  # broadcasts against them
 
 
 def quantize_weights(
@@ -85,6 +99,54 @@ def quantize_second_operand(
     example = None if clip is None else tuple(range(x.ndim - 3, x.ndim))
     scale = scale_of_bound(_bound(x, row, example), fmt)
     return fake_quantize(x, fmt, scale=scale, clip_gradient=clip_gradient)
+
+
+def stored_weights(
+    params: PyTree,
+    sites: Sequence[Site],
+    formats: SiteFormats,
+    *,
+    per_channel: bool,
+) -> dict[tuple[str, ...], StoredWeight]:
+    """Returns the weights of all sites as hardware stores them: numbers and scales.
+
+    Args:
+      params: of the model.
+      sites: its sites.
+      formats: of its policy, with clip bounds if it has any.
+      per_channel: as the `QuantizedModel` has it.
+
+    Returns:
+      By path in the params, numbers and scale whose product is, bit for bit, the
+      weight with which a `QuantizedModel` of the same arguments runs.
+    """
+    flat = flatten_params(params)
+    rows = pack_formats(formats.weight, formats.weight_clip)
+    numbers, scales = {}, {}
+    for group in group_sites(sites):
+        for weight in group.weights:
+
+            def scale_of(layer, row, weight=weight):
+                contracted = weight.contracted_axes if per_channel else None
+                scale = scale_of_bound(
+                    _bound(layer, row, contracted), unpack_format(row)[0]
+                )
+                scale = jnp.clip(scale, SMALLEST_SCALE, LARGEST_SCALE)
+                return scale.reshape(scale.shape or (1,) * layer.ndim)
+
+            def number_of(layer, row, scale_of=scale_of):
+                fmt, _ = unpack_format(row)
+                scale = scale_of(layer, row)
+                on_grid = fake_quantize(layer, fmt, scale=scale)
+                return fake_quantize(on_grid / scale, fmt, scale=1.0)
+
+            path = (*group.scope, *weight.path)
+            leaf = nn.meta.unbox(flat[path]).astype(jnp.float32)
+            numbers[path], scales[path] = (
+                map_layers(function, leaf, rows[group.rows], group, weight)
+                for function in (number_of, scale_of)
+            )
+    return {path: StoredWeight(numbers[path], scales[path]) for path in numbers}
 
 
 def oscillation_penalty(

@@ -51,6 +51,8 @@ class Network:
     model_state: PyTree
     policy: Policy
     formats: SiteFormats  # of the policy, with the clip bounds of training
+    # Quantized after training: weights are on grids of their own, their formats fp32.
+    static: bool = False
 
     def __call__(self, images: ArrayLike) -> Float[Array, "B C"]:
         """Returns logits of uint8 images [B, H, W, C]."""
@@ -156,6 +158,7 @@ def load_network(
         model_state=tree.get("model_state", {}),
         policy=policy,
         formats=_formats(policy, sites, tree),
+        static="input_grids" in tree,
     )
 
 

@@ -80,7 +80,9 @@ class DartsCell(nn.Module):
     def _dropped(self, x: jax.Array, ramp: ArrayLike) -> jax.Array:
         """Zeroes the path in some examples, and enlarges it in the others to match."""
         kept = 1 - self.drop_path * jnp.asarray(ramp, jnp.float32)
-        mask = jax.random.bernoulli(self.make_rng("dropout"), kept, (len(x), 1, 1, 1))
+        mask = jax.random.bernoulli(
+            self.make_rng("dropout"), kept, (x.shape[0], 1, 1, 1)
+        )
         return x * (mask / kept).astype(x.dtype)
 
 

@@ -1,0 +1,86 @@
+"""Writes a finished run's network for deployment: packed weights, and a program.
+
+  python -m experiments.export --workdir=runs/digits
+
+Into WORKDIR/export (or --output): weights.safetensors, each weight in as many bits as
+its format has, with scales; network.jax_export, the whole network for
+`jax.export.deserialize`, uint8 images in, logits out; export.json, formats and ranges
+of every site. Reads both files back, evaluates them on the test split and prints one
+JSON object. Nothing else in the workdir changes.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import app, flags
+
+from experiments import common, finished_run
+from fliqs_jax.data import evaluation_batches
+from fliqs_jax.deploy.program import PLATFORMS, check_exportable
+from fliqs_jax.searchers.export import export_network, load_program, loaded_weights
+from fliqs_jax.searchers.network import CODEBOOK_FILE
+from fliqs_jax.train.evaluation import evaluate
+from fliqs_jax.train.workdir import read_json
+
+FLAGS = flags.FLAGS
+
+finished_run.define_flags()
+flags.DEFINE_string("output", None, "Folder for the files (default: WORKDIR/export).")
+flags.DEFINE_bool("program", True, "Write the program (needs the flatbuffers package).")
+flags.DEFINE_list("platforms", [*PLATFORMS], "That the program shall run on.")
+flags.DEFINE_integer(
+    "fixed_batch", None, "Images a call of the program (default: any number)."
+)
+
+
+def main(argv: list[str]) -> None:
+    common.run_or_exit(argv, run)
+
+
+def run() -> None:
+    """Loads, writes, reads back, prints."""
+    if FLAGS.program:
+        check_exportable()
+    if FLAGS.fixed_batch is not None and FLAGS.fixed_batch < 1:
+        raise ValueError(f"--fixed_batch must be at least 1, got {FLAGS.fixed_batch}")
+    workdir = pathlib.Path(FLAGS.workdir).absolute()
+    folder = pathlib.Path(FLAGS.output or workdir / "export").absolute()
+    network, data = finished_run.network(), finished_run.dataset()
+    codebooks = workdir / CODEBOOK_FILE
+    manifest = export_network(
+        network,
+        data.test.image_shape,
+        folder,
+        platforms=FLAGS.platforms if FLAGS.program else None,
+        batch_size=FLAGS.fixed_batch,
+        codebooks=codebooks if codebooks.exists() else None,
+        config={"accuracy_of_run": read_json(workdir / "summary.json")["accuracy"]},
+    )
+    written = {}
+    if FLAGS.program and jax.default_backend() in _platforms():
+        written["program"] = load_program(folder)
+    if not codebooks.exists():
+        written["weights"] = jax.jit(loaded_weights(network, folder))
+    size = FLAGS.fixed_batch or FLAGS.batch_size
+    accuracies = {
+        name: evaluate(
+            lambda _, images, call=call: call(images),
+            {},
+            evaluation_batches(data.test, size),
+        )["accuracy"]
+        for name, call in written.items()
+    }
+    facts = ("bytes", "bytes_of_float32_params", "accuracy_of_run")
+    found = {name: manifest[name] for name in facts}
+    print(json.dumps({"output": str(folder), **found, "accuracy": accuracies}))
+
+
+def _platforms() -> list[str]:
+    """Returns --platforms in the names of JAX's backends."""
+    return ["gpu" if name in ("cuda", "rocm") else name for name in FLAGS.platforms]
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

@@ -1,0 +1,219 @@
+"""Exported networks: files that give what the network gives, and mistakes."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from small_models import Cnn, Layer
+
+import fliqs_jax as fq
+from fliqs_jax.deploy import program
+from fliqs_jax.deploy.weight_file import load_weights
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.searchers.export import (
+    export_network,
+    load_program,
+    loaded_weights,
+)
+from fliqs_jax.searchers.network import Network
+from fliqs_jax.train.classifier import Classifier, image_sites
+
+SHAPE = (8, 8, 3)
+
+
+class Patches(nn.Module):
+    """A stack of attention layers on the rows of an image."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x.reshape(x.shape[0], 8, -1))
+        layers = nn.scan(
+            Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        x, _ = layers(name="layers")(x, None)
+        return nn.Dense(2)(x.mean(1))
+
+
+def network(model, names, *, products=False, clips=True, per_channel=True):
+    sites = image_sites(model, SHAPE, attention_products=products)
+    policy = fq.Policy(
+        {
+            site.path: (names[i % len(names)], names[(i + 1) % len(names)])
+            for i, site in enumerate(sites)
+        }
+    )
+    formats = policy.formats(sites)
+    if clips:
+        rng = np.random.default_rng(0)
+        drawn = jnp.asarray(rng.uniform(1.5, 3.0, (2, len(sites))), jnp.float32)
+        formats = formats.replace(weight_clip=drawn[0], activation_clip=drawn[1])
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    params = variables.pop("params")
+    return Network(
+        classifier=Classifier(
+            quantized=QuantizedModel(model, sites=sites, per_channel=per_channel),
+            mean=(0.5, 0.4, 0.3),
+            std=(0.2, 0.2, 0.3),
+        ),
+        params=params,
+        model_state=variables,
+        policy=policy,
+        formats=formats,
+    )
+
+
+def images(count=4):
+    return np.random.default_rng(1).integers(0, 256, (count, *SHAPE), np.uint8)
+
+
+CASES = {
+    "integers with clips": (Cnn, ["int2", "int5", "int8"], {}),
+    "floats, dynamic, per tensor": (
+        Cnn,
+        ["e4m3", "e2m1", "bf16", "fp32"],
+        {"clips": False, "per_channel": False},
+    ),
+    "stack with products": (
+        Patches,
+        ["int3", "e3m2", "int12", "fp16"],
+        {"products": True},
+    ),
+}
+
+
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES][2:]
+
+
+@pytest.mark.parametrize("case", [*list(CASES)[:2], *SLOW])
+def test_files_give_what_the_network_gives(case, tmp_path):
+    make, names, options = CASES[case]
+    net = network(make(), names, **options)
+    export_network(net, SHAPE, tmp_path, platforms=["cpu", "tpu"])
+    expected = jax.jit(net.__call__)(images())
+    call = load_program(tmp_path)
+    np.testing.assert_allclose(call(images()), expected, rtol=1e-6, atol=1e-6)
+    assert call(images(7)).shape == (7, expected.shape[1])  # any number of images
+    restored = jax.jit(loaded_weights(net, tmp_path))(images())
+    np.testing.assert_allclose(restored, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_on_file_are_those_the_network_runs_with(case, tmp_path):
+    make, names, options = CASES[case]
+    net = network(make(), names, **options)
+    export_network(net, SHAPE, tmp_path, platforms=None)
+    variables = load_weights(tmp_path / "weights.safetensors")
+    seen = {}
+
+    class Recorder(type(net.classifier.quantized.model)):
+        def __call__(self, x, **kwargs):
+            seen.update(jax.device_get(self.variables["params"]))
+            return super().__call__(x, **kwargs)
+
+    quantized = QuantizedModel(
+        Recorder(),
+        sites=net.classifier.quantized.sites(),
+        per_channel=net.classifier.quantized.per_channel,
+    )
+    quantized.apply(net.variables, images() / 255.0, policy=net.formats)
+    found = jax.tree.leaves_with_path(variables["params"])
+    assert found
+    for path, leaf in found:
+        expected = seen
+        for key in path:
+            expected = expected[key.key]
+        np.testing.assert_array_equal(leaf, expected)
+    assert jax.tree.structure(variables["params"]) == jax.tree.structure(net.params)
+
+
+def test_weights_take_the_bits_of_their_formats(tmp_path):
+    net = network(Cnn(), ["int3"])
+    manifest = export_network(net, SHAPE, tmp_path, platforms=None)
+    tensors = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
+    sites = net.classifier.quantized.sites()
+    for site in sites:
+        codes = tensors[f"{site.path}/kernel:codes"]
+        assert codes.nbytes == -(-site.weight_count * 3 // 8)
+    assert manifest["bytes"] == {
+        "weights.safetensors": (tmp_path / "weights.safetensors").stat().st_size
+    }
+    on_disk = json.loads((tmp_path / "export.json").read_text())
+    assert [row["weights"] for row in on_disk["sites"]] == ["int3"] * len(sites)
+    assert on_disk["sites"][0]["largest_input"] == pytest.approx(
+        float(net.formats.activation_clip[0])
+    )
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    net = network(Cnn(), ["int4"])
+    net.params["Dense_0"]["kernel"] = net.params["Dense_0"]["kernel"].at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match="nan is not a number of int4"):
+        export_network(net, SHAPE, tmp_path, platforms=None)
+
+
+def test_grids_of_post_training_quantization_are_refused(tmp_path):
+    net = dataclasses.replace(network(Cnn(), ["int4"]), static=True)
+    with pytest.raises(ValueError, match="quantized after training, on grids"):
+        export_network(net, SHAPE, tmp_path / "export", platforms=None)
+    assert not (tmp_path / "export").exists()
+
+
+def test_without_flatbuffers_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install flatbuffers"):
+        export_network(
+            network(Cnn(), ["int4"]), SHAPE, tmp_path / "x", platforms=["cpu"]
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_unknown_platforms_are_named(tmp_path):
+    with pytest.raises(ValueError, match="'vax' is none of cpu"):
+        export_network(
+            network(Cnn(), ["int4"]), SHAPE, tmp_path, platforms=["cpu", "vax"]
+        )
+
+
+def test_other_safetensors_files_are_refused(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"x": np.ones(2)}, file)
+    with pytest.raises(ValueError, match="holds no weights of this library"):
+        load_weights(file)
+
+
+def test_models_that_need_a_fixed_batch_say_so(tmp_path):
+    class Fixed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(x.reshape(len(x), -1))
+
+    net = network(Fixed(), ["int4"])
+    with pytest.raises(ValueError, match="batch_size: the model needs a fixed"):
+        export_network(net, SHAPE, tmp_path, platforms=["cpu"])
+    export_network(net, SHAPE, tmp_path, platforms=["cpu"], batch_size=2)
+    assert load_program(tmp_path)(images(2)).shape == (2, 2)
+
+
+def _small_or_slow(name):
+    small = ("lenet300", "lenet5", "resnet8", "vit_mini")
+    return pytest.param(name, marks=() if name in small else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [_small_or_slow(name) for name in fq.model_names()])
+def test_our_models_take_an_open_number_of_images(name):
+    model = fq.create_model(name, num_classes=10)
+    shape = (28, 28, 1) if "lenet" in name else (32, 32, 3)
+    if name.startswith(
+        ("deit", "efficientnet", "inception", "vit_b", "vit_s", "vit_t")
+    ):
+        shape = (224, 224, 3)
+    images = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    many = jax.ShapeDtypeStruct((jax.export.symbolic_shape("b")[0], *shape), np.float32)
+    logits = jax.eval_shape(model.apply, variables, many)
+    assert logits.shape[1] == 10 and jax.export.is_symbolic_dim(logits.shape[0])
