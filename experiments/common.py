@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -206,14 +206,25 @@ def define_start_flags() -> None:
     )
 
 
-def run_config() -> dict[str, Any]:
-    """Returns what the flags say: what a run computes, and how it is run."""
+def run_config(*, adjustable: Collection[str] = ()) -> dict[str, Any]:
+    """Returns what the flags say: what a run computes, and how it is run.
+
+    Args:
+      adjustable: flags that change the result, and yet may change when the run is
+        continued: they are under a name of their own.
+    """
     values = {name: FLAGS[name].value for name in _OURS}
     by_name = ":" not in FLAGS.model
+    apart = (*SESSION, *adjustable)
     return {
         "model": FLAGS.model,
         "cost": FLAGS.cost,
-        "flags": {name: values[name] for name in _OURS if name not in SESSION},
+        "flags": {name: values[name] for name in _OURS if name not in apart},
+        **(
+            {"adjustable": {name: values[name] for name in adjustable}}
+            if adjustable
+            else {}
+        ),
         "session": {
             **{name: values[name] for name in _OURS if name in SESSION},
             "command": ["python", "-m", f"experiments.{_launcher()}", *sys.argv[1:]],
@@ -245,21 +256,36 @@ def site_cost(*, per_channel: bool = True) -> costs.SiteCost:
       per_channel: whether each output channel of the weights has a scale of its own,
         which a size counts.
     """
-    if FLAGS.cost == "latency":
+    if FLAGS.cost != "latency":
+        refuse_latency_flags(f"--cost={FLAGS.cost}", cure="--cost=latency")
+    return named_cost(FLAGS.cost, per_channel=per_channel)
+
+
+def named_cost(name: str, *, per_channel: bool = True) -> costs.SiteCost:
+    """Returns the price of a site by the name that --cost would have.
+
+    Args:
+      name: one of the values of --cost; a latency is that of the flags.
+      per_channel: as in `site_cost`.
+    """
+    if name == "latency":
         return _latency()
-    for name in ("device", "latency_table", "latency_batch_size"):
-        if FLAGS[name].value is not None:
-            raise ValueError(
-                f"--{name} has no meaning for --cost={FLAGS.cost}: drop it, or add "
-                "--cost=latency"
-            )
-    if FLAGS.cost == "size":
+    if name == "size":
         return costs.make_site_storage(per_channel=per_channel)
     return {
         "bops": costs.site_bops,
         "activation_size": costs.site_activation_size,
         "mean_bits": costs.site_mean_bits,
-    }[FLAGS.cost]
+    }[name]
+
+
+def refuse_latency_flags(where: str, *, cure: str) -> None:
+    """Refuses flags about a latency in a run that has none."""
+    for name in ("device", "latency_table", "latency_batch_size"):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--{name} has no meaning for {where}: drop it, or add {cure}"
+            )
 
 
 def _latency() -> costs.SiteCost:
@@ -337,20 +363,26 @@ def model(num_classes: int) -> nn.Module | nnx.Module:
     return fq.create_model(FLAGS.model, num_classes=num_classes, **model_options())
 
 
-def initial_variables() -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def initial_variables(
+    workdir: str | None = None,
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Returns the variables to start from, if any, and what they add to the config.
 
     A run that has got somewhere does not need them any more: if --init_from is gone by
     then, the config's own record of them identifies the run.
+
+    Args:
+      workdir: of the training; None is --workdir.
     """
+    workdir = workdir or FLAGS.workdir
     if FLAGS.init_from is None:
         if FLAGS.init_skip:
             raise ValueError("--init_skip needs --init_from, whose leaves it skips")
         return None, {}
-    if os.path.exists(FLAGS.init_from) or not _can_resume(FLAGS.workdir):
+    if os.path.exists(FLAGS.init_from) or not _can_resume(workdir):
         return load_variables(FLAGS.init_from), {}
     name = "initial_variables"
-    return None, {name: read_json(f"{FLAGS.workdir}/config.json").get(name)}
+    return None, {name: read_json(f"{workdir}/config.json").get(name)}
 
 
 def _can_resume(workdir: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 import fliqs_jax as fq
-from experiments import common
+from experiments import common, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.network import Network
 from fliqs_jax.train.workdir import read_json
@@ -27,9 +27,9 @@ def define_flags() -> None:
 
 def network() -> Network:
     """Returns the run's network, its model made by --factory where one is given."""
-    model = None
+    model, made = None, _made()
+    subnetwork_flags.know_supernet(made.get("supernet") or "")
     if FLAGS.factory is not None:
-        made = _config()["network"]
         model = common.user_model(
             FLAGS.factory, num_classes=made["num_classes"], **made.get("options", {})
         )
@@ -45,6 +45,12 @@ def dataset() -> Dataset:
         image_size=config["flags"]["image_size"],
         validation_fraction=config["flags"]["validation_fraction"],
     )
+
+
+def _made() -> dict[str, Any]:
+    """Returns how the run made its network; nothing where it did not get so far."""
+    file = pathlib.Path(FLAGS.workdir) / "config.json"
+    return (file.exists() and _config().get("network")) or {}
 
 
 def _config() -> dict[str, Any]:

@@ -21,6 +21,18 @@ FLAGS = flags.FLAGS
 
 
 def define_space_flags() -> None:
+    """Defines which decisions there are, and a policy to train at instead."""
+    define_decision_flags()
+    common.define(
+        "string",
+        "policy",
+        None,
+        "Train at this instead of searching: a format name, a policy.json, or "
+        "random:SEED (a policy of the target's cost, within 3 %).",
+    )
+
+
+def define_decision_flags() -> None:
     """Defines which decisions there are."""
     common.define("bool", "weights_only", False, "Search the weights' formats alone.")
     common.define(
@@ -40,13 +52,6 @@ def define_space_flags() -> None:
     )
     common.define(
         "list", "groups", [], "Regexes; the sites each matches share a decision."
-    )
-    common.define(
-        "string",
-        "policy",
-        None,
-        "Train at this instead of searching: a format name, a policy.json, or "
-        "random:SEED (a policy of the target's cost, within 3 %).",
     )
 
 

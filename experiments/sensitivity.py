@@ -24,11 +24,11 @@ from experiments.float_network import load_float
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.post_training import (
     ALLOCATIONS,
-    MEASURES,
     AllocationSettings,
     allocate_formats,
 )
 from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.searchers.sensitivity_table import MEASURES
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables
 from fliqs_jax.train.workdir import read_json

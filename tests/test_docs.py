@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import compare, dca_nas, evaluate, export, fliqnas  # noqa: F401
+from experiments import (  # noqa: F401
+    compare,
+    dca_nas,
+    evaluate,
+    export,
+    fliqnas,
+    simq_nas,
+)
 from fliqs_jax.searchers import linas
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -15,6 +15,8 @@ from fliqs_jax.report.codebook_trade_off import (
 from fliqs_jax.report.compression import compression_table
 from fliqs_jax.report.compression_page import write_compression_report
 from fliqs_jax.report.curves import draw_search, draw_training
+from fliqs_jax.report.front_page import write_front_report
+from fliqs_jax.report.fronts import draw_front, draw_hypervolume, write_front_plot
 from fliqs_jax.report.html import render_report, write_report
 from fliqs_jax.report.network_page import write_network_report
 from fliqs_jax.report.probabilities import draw_expected_bits, draw_probabilities
@@ -40,6 +42,8 @@ __all__ = [
     "draw_cell",
     "draw_expected_bits",
     "draw_formats",
+    "draw_front",
+    "draw_hypervolume",
     "draw_limits",
     "draw_probabilities",
     "draw_search",
@@ -55,6 +59,8 @@ __all__ = [
     "write_cell_report",
     "write_compression_report",
     "write_network_report",
+    "write_front_plot",
+    "write_front_report",
     "write_report",
     "write_sensitivity_plot",
     "write_trade_offs",

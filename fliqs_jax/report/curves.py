@@ -45,7 +45,7 @@ def draw_training(run: Run) -> "matplotlib.figure.Figure":
                 series.steps, factor * series.values, color=colour, marker="o",
                 markersize=3.5, linewidth=1.2, label=split, clip_on=False,
             )  # fmt: skip
-        if quantity == "accuracy" and run.summary is not None:
+        if quantity == "accuracy" and _tested(run):
             axes.plot(
                 [run.summary.steps], [100 * run.summary.accuracy], color=style.INK,
                 marker="*", markersize=10, linestyle="none", clip_on=False,
@@ -54,6 +54,10 @@ def draw_training(run: Run) -> "matplotlib.figure.Figure":
         title = f"{quantity.capitalize()} while training"
         _finish(axes, title=title, ylabel=label, phased=run.config.phases is not None)
     return figure
+
+
+def _tested(run: Run) -> bool:
+    return run.summary is not None and math.isfinite(run.summary.accuracy)
 
 
 _SPLIT_COLOURS = (style.ORANGE, style.GREEN, style.PURPLE)

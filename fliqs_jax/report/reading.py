@@ -118,7 +118,7 @@ def _config(content: Mapping[str, Any]) -> RunConfig:
         method=content.get("method", ""),
         model=content.get("model", ""),
         dataset=content.get("dataset", ""),
-        flags=content.get("flags") or {},
+        flags={**(content.get("flags") or {}), **(content.get("adjustable") or {})},
         sites=read_sites(content.get("sites") or ()),
         decisions=tuple(content.get("decisions") or ()),
         options=tuple(content.get("options") or ()),

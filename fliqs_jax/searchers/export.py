@@ -58,8 +58,15 @@ def export_network(
 
     Raises:
       ModuleNotFoundError: before anything is written, if flatbuffers is missing.
-      ValueError: if a platform is unknown, or a weight is not finite.
+      ValueError: if a platform is unknown, a weight is not finite, or the network was
+        quantized after training: its grids are not those that the file's formats mean.
     """
+    if network.static:
+        raise ValueError(
+            "the network was quantized after training, on grids with zero points of"
+            " their own, which weights are not packed on: train it on at its formats"
+            " (--finetune_steps) and export that run"
+        )
     if platforms is not None:
         check_exportable()
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 An orbax checkpoint of what inference needs and nothing else: float weights, batch
 statistics, clip bounds, input statistics. The formats are in `policy.json` beside it.
-Weights with codebooks are read from their packed file, where a run wrote one.
+Weights with codebooks are read from their packed file, where a run wrote one. Grids
+that no name tells (zero points, of post-training quantization) are stored themselves.
 """
 
 import dataclasses
@@ -17,11 +18,18 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.deploy import load_codebooks
+from fliqs_jax.formats import Format
 from fliqs_jax.models import create_model
-from fliqs_jax.models.supernets import ARCHITECTURE_FILE, model_of_record
+from fliqs_jax.models.supernets import (
+    ARCHITECTURE_FILE,
+    create_supernet,
+    model_of_record,
+)
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.codebook import decode_params
+from fliqs_jax.searchers.static_calibration import no_quantization
+from fliqs_jax.sites import Site
 from fliqs_jax.train.checkpoints import Checkpoints, restore_tree
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.workdir import read_json
@@ -47,6 +55,8 @@ class Network:
     model_state: PyTree
     policy: Policy
     formats: SiteFormats  # of the policy, with the clip bounds of training
+    # Quantized after training: weights are on grids of their own, their formats fp32.
+    static: bool = False
 
     def __call__(self, images: ArrayLike) -> Float[Array, "B C"]:
         """Returns logits of uint8 images [B, H, W, C]."""
@@ -65,9 +75,23 @@ class Network:
 
 
 def save_network(
-    workdir: pathlib.Path, state: PyTree, formats: SiteFormats, classifier: Classifier
+    workdir: pathlib.Path,
+    state: PyTree,
+    formats: SiteFormats,
+    classifier: Classifier,
+    *,
+    static: bool = False,
 ) -> None:
-    """Saves what inference needs of a state with `params` and `model_state`."""
+    """Saves what inference needs of a state with `params` and `model_state`.
+
+    Args:
+      workdir: of the run.
+      state: what was trained; with `static`, its weights are on their grids already.
+      formats: as run, with their clip bounds.
+      classifier: the network.
+      static: save the grids of the inputs, too, which the names in `policy.json` do not
+        tell (see `static_input_formats`).
+    """
     clips = {
         "weight_clip": formats.weight_clip,
         "activation_clip": formats.activation_clip,
@@ -79,6 +103,11 @@ def save_network(
         "mean": jnp.asarray(classifier.mean),
         "std": jnp.asarray(classifier.std),
     }
+    if static:
+        tree["input_grids"] = {
+            field.name: jnp.asarray(getattr(formats.activation, field.name))
+            for field in dataclasses.fields(Format)
+        }
     with Checkpoints(workdir / _FOLDER, keep=1) as checkpoints:
         checkpoints.save(0, tree)
 
@@ -89,7 +118,7 @@ def load_network(
     """Loads the trained network of a finished run.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; of one that found many networks, it is the chosen one's.
       model: the Flax module that was trained; None makes it anew where the run's
         launcher created it by name.
 
@@ -97,7 +126,7 @@ def load_network(
       FileNotFoundError: if the workdir holds no finished run.
       ValueError: if `model` is needed, or does not fit the run's policy.
     """
-    folder = pathlib.Path(workdir).absolute()
+    folder = _network_folder(pathlib.Path(workdir).absolute())
     for name in ("config.json", "policy.json", _FOLDER):
         if not (folder / name).exists():
             raise FileNotFoundError(
@@ -135,11 +164,37 @@ def load_network(
         params=tree["params"],
         model_state=tree.get("model_state", {}),
         policy=policy,
-        formats=policy.formats(sites).replace(**tree.get("clips", {})),
+        formats=_formats(policy, sites, tree),
+        static="input_grids" in tree,
     )
 
 
+def _network_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the folder itself, or that of the network that its summary names."""
+    summary = folder / "summary.json"
+    if not (folder / _FOLDER).exists() and summary.exists():
+        return folder / read_json(summary).get("chosen", ".")
+    return folder
+
+
+def _formats(policy: Policy, sites: tuple[Site, ...], tree: PyTree) -> SiteFormats:
+    policy.check(sites)
+    clips = tree.get("clips", {})
+    if "input_grids" in tree:  # weights are on their grids
+        static = no_quantization(len(sites))
+        return static.replace(activation=Format(**tree["input_grids"]), **clips)
+    return policy.formats(sites).replace(**clips)
+
+
 def _recreate(network: dict[str, Any], folder: pathlib.Path) -> nn.Module:
+    if "supernet" in network:
+        net = create_supernet(
+            network["supernet"],
+            num_classes=network["num_classes"],
+            image_shape=tuple(network["image_shape"]),
+            **network["options"],
+        )
+        return net.subnetwork(network["choice"])
     if network["name"] is None:
         raise ValueError(
             f"the network of {folder} was not created by name: pass model="

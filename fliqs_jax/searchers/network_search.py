@@ -180,7 +180,9 @@ def search_network(
         },
     }
     if variables is not None:
-        check_variables(searcher, dataset, say)
+        check_variables(
+            searcher.classifier, dataset, variables, searcher.skip_variables, say
+        )
         skipped = {"skip": list(skip_variables)}
         identity["initial_variables"] = {**describe_variables(variables), **skipped}
     for name, value in (config or {}).items():

@@ -37,7 +37,7 @@ from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import sensitivity_table, write_sensitivity_plot
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.calibration import calibrated_formats, unsigned_inputs
-from fliqs_jax.searchers.fisher import FisherMeter, check_estimable
+from fliqs_jax.searchers.fisher import check_estimable
 from fliqs_jax.searchers.network import save_network
 from fliqs_jax.searchers.results import (
     SearchResult,
@@ -46,29 +46,20 @@ from fliqs_jax.searchers.results import (
     write_results,
 )
 from fliqs_jax.searchers.sensitivity import (
-    SensitivityMeter,
     TrainedState,
     calibrate_inputs,
     isolated_formats,
-    kl_divergence,
-    logit_error,
-    loss_change,
+)
+from fliqs_jax.searchers.sensitivity_table import (
+    MEASURES,
+    make_meter,
+    measured_table,
 )
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
-from fliqs_jax.train.metrics import ProgressLine
-from fliqs_jax.train.workdir import open_workdir, read_json, write_json
+from fliqs_jax.train.workdir import open_workdir
 
-_BY_RUNNING = {"loss": loss_change, "kl": kl_divergence, "mse": logit_error}
-# What a value is, and its unit.
-MEASURES = {
-    "loss": "loss change (nats)",
-    "kl": "KL divergence of the predictions (nats)",
-    "mse": "mean squared error of the logits",
-    "fisher": "Fisher estimate of the loss change (nats)",
-}
 ALLOCATIONS = {"milp": allocate_exact, "greedy": allocate_greedy}
-_ROWS = "sensitivity_rows.json"  # measured so far, by decision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,11 +171,15 @@ def allocate_formats(
         images = [source.batch(number) for number in range(settings.batches)]
         start = time.monotonic()
         calibration = calibrate_inputs(classifier, state, space, images)
-        meter = _meter(settings.measure, classifier, state, space, calibration, images)
-        values, before = _measured(meter, space, folder, start, say)
+        calibrating = time.monotonic() - start
+        meter = make_meter(
+            settings.measure, classifier, state, space, calibration, images
+        )
+        values, measuring = measured_table(meter, space, folder, say)
+        start = time.monotonic()
         options, allocation = _allocated(values, costs, target, settings)
         _write_sensitivities(folder, values, options, space, settings.measure, say)
-        seconds = before + time.monotonic() - start
+        seconds = calibrating + measuring + time.monotonic() - start
 
         evaluator = Evaluator(classifier, dataset, batch_size=batch_size)
 
@@ -234,35 +229,6 @@ def allocate_formats(
 def _uniform_options(space: SearchSpace) -> Int[np.ndarray, "K L"]:
     every = np.arange(space.num_options, dtype=np.int32)
     return np.repeat(every[:, None], space.num_decisions, axis=1)
-
-
-def _meter(measure: str, *things: Any) -> SensitivityMeter | FisherMeter:
-    if measure == "fisher":
-        return FisherMeter(*things)
-    return SensitivityMeter(*things, measure=_BY_RUNNING[measure])
-
-
-def _measured(
-    meter: SensitivityMeter | FisherMeter,
-    space: SearchSpace,
-    folder: pathlib.Path,
-    start: float,
-    say: Callable[[str], None],
-) -> tuple[Float[np.ndarray, "L K"], float]:
-    """Returns the table, its known rows read from the workdir, and earlier seconds."""
-    file = folder / _ROWS
-    known = read_json(file) if file.exists() else {"seconds": 0.0, "rows": {}}
-    before, rows = known["seconds"], known["rows"]
-    if rows:
-        say(f"resumed with {len(rows)} of {space.num_decisions} decisions measured")
-    with ProgressLine(space.num_decisions) as line:
-        for decision, name in enumerate(space.decision_names):
-            if name not in rows:
-                rows[name] = meter.row(decision).tolist()
-                seconds = before + time.monotonic() - start
-                write_json(file, {"seconds": seconds, "rows": rows})
-            line.update(decision + 1, {})
-    return np.array([rows[name] for name in space.decision_names]), before
 
 
 def _allocated(

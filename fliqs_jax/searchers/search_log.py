@@ -10,13 +10,13 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import ArrayLike, Float, Int
 
 from fliqs_jax.files import replace_text
-from fliqs_jax.searchers.decisions import Decisions
+from fliqs_jax.searchers.decisions import Decisions, select_new
 
 
 class SearchLog:
@@ -103,6 +103,43 @@ class SearchLog:
         with open(self._path, "ab", buffering=0) as file:
             file.write("".join(lines).encode())
             os.fsync(file.fileno())
+
+    def evaluated(
+        self,
+        vectors: Int[np.ndarray, "N D"],
+        evaluate: Callable[[np.ndarray], ArrayLike],
+        *,
+        known: tuple[np.ndarray, np.ndarray] | None = None,
+        batch_size: int | None = None,
+    ) -> Float[np.ndarray, "N M"]:
+        """Returns the values of vectors, evaluating and logging what is new alone.
+
+        Args:
+          vectors: any of the space, also twice.
+          evaluate: from vectors [N, D] to values [N, M].
+          known: vectors and values that are not in the log, but need no evaluation.
+          batch_size: vectors handed to `evaluate` at once, after which the log is
+            written; None is all.
+        """
+        vectors = self._decisions.canonical(vectors)
+        have = [self.read()] + ([known] if known is not None else [])
+        found = {
+            tuple(vector): value
+            for some, values in have
+            for vector, value in zip(
+                self._decisions.canonical(some).tolist(), values, strict=True
+            )
+        }
+        missing = select_new(vectors, set(found), len(vectors))
+        size = batch_size or max(1, len(missing))
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            values = np.asarray(evaluate(part), np.float64)
+            self.append(part, values)
+            found |= zip(map(tuple, part.tolist()), values, strict=True)
+        width = len(self._columns) - len(self._decisions.counts)
+        rows = [found[tuple(vector)] for vector in vectors.tolist()]
+        return np.reshape(np.asarray(rows, np.float64), (len(vectors), width))
 
     def _text(self) -> str:
         return self._path.read_text("utf-8") if self._path.exists() else ""

@@ -6,7 +6,7 @@ results. The methods' own parts are in `format_search` (FLIQS) and `bit_search`
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -132,7 +132,13 @@ def run_search(
         },
     }
     if searcher.variables is not None:
-        check_variables(searcher, dataset, say)
+        check_variables(
+            searcher.classifier,
+            dataset,
+            searcher.variables,
+            searcher.skip_variables,
+            say,
+        )
         identity["initial_variables"] = {
             **describe_variables(searcher.variables),
             "skip": list(searcher.skip_variables),
@@ -175,14 +181,16 @@ def run_search(
 
 
 def check_variables(
-    searcher: FormatSearcher, dataset: Dataset, say: Callable[[str], None]
+    classifier: Classifier,
+    dataset: Dataset,
+    variables: Mapping[str, Any],
+    skip: Sequence[str],
+    say: Callable[[str], None],
 ) -> None:
     """Refuses variables of another model, by shapes alone."""
     image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
-    init = searcher.classifier.init
-    params, model_state = jax.eval_shape(init, jax.random.key(0), image)
-    expected = {"params": params, **model_state}
-    fit_variables(searcher.variables, expected, skip=searcher.skip_variables, say=say)
+    params, model_state = jax.eval_shape(classifier.init, jax.random.key(0), image)
+    fit_variables(variables, {"params": params, **model_state}, skip=skip, say=say)
 
 
 def _uniform_policies(

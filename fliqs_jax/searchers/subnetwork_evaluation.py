@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, PyTree
 from fliqs_jax.costs import SiteCost, policy_cost
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
 from fliqs_jax.models.supernets import live_sites, subnetwork_sites
+from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantized_model.static_weights import quantize_weights_by
 from fliqs_jax.quantizers.observers import OBSERVERS
@@ -63,6 +64,7 @@ class PopulationEvaluator:
     Attributes:
       objectives: "error" (1 - accuracy), then the names of `costs`.
       compile_count: programs compiled so far; at most 5, however many candidates.
+      chunk_size: candidates evaluated at a time, over all devices.
 
     Raises:
       ValueError: if the validation split is empty, or a number out of range.
@@ -111,7 +113,7 @@ class PopulationEvaluator:
             (_CANDIDATES,),
             axis_types=(jax.sharding.AxisType.Auto,),
         )
-        self._chunk = per_device * self._mesh.size
+        self.chunk_size = per_device * self._mesh.size
         self._state = place(state, self._placed())
         # A seed of its own, as of `train.evaluation`: the same images for all.
         self._source = batches(dataset.train, batch_size=batch_size, seed=2**31 - 1)
@@ -146,14 +148,27 @@ class PopulationEvaluator:
         """
         split = self._dataset.validation if split is None else split
         vectors, found = np.asarray(vectors), []
-        for start in range(0, len(vectors), self._chunk):
-            part = vectors[start : start + self._chunk]
+        for start in range(0, len(vectors), self.chunk_size):
+            part = vectors[start : start + self.chunk_size]
             # The last chunk is filled up: all are of one shape.
             filled = np.concatenate(
-                [part, np.repeat(part[-1:], self._chunk - len(part), axis=0)]
+                [part, np.repeat(part[-1:], self.chunk_size - len(part), axis=0)]
             )
             found.append(self._chunk_accuracies(filled, split)[: len(part)])
         return np.concatenate(found) if found else np.zeros(0)
+
+    def quantized(self, vector: Int[np.ndarray, "D"]) -> tuple[PyTree, SiteFormats]:
+        """Returns one candidate as it is evaluated, for `extract`.
+
+        Returns:
+          The full network's variables (masked, weights on their grids, the candidate's
+          batch statistics), and the formats of the full network's sites.
+        """
+        filled = np.repeat(np.asarray(vector)[None], self.chunk_size, axis=0)
+        weights, formats, model_state = jax.tree.map(
+            lambda leaf: leaf[0], jax.device_get(self._prepared(filled))
+        )
+        return {"params": weights, **model_state}, formats
 
     def _prices(self, vector: Int[np.ndarray, "D"]) -> list[float]:
         sites = subnetwork_sites(self.space.net, self.space.split(vector).choice)
@@ -161,6 +176,15 @@ class PopulationEvaluator:
         return [float(policy_cost(c, sites, policy)) for c in self.costs.values()]
 
     def _chunk_accuracies(self, vectors, split):
+        prepared = self._prepared(vectors)
+        hits, count = 0, 0
+        for batch in evaluation_batches(split, self._batch_size):
+            hits = hits + self._run("hits", prepared, batch)
+            count += batch["mask"].sum()
+        return np.asarray(jax.device_get(hits), np.float64) / count
+
+    def _prepared(self, vectors):
+        """Returns weights, formats and batch statistics of a chunk of candidates."""
         parts = self.space.split(self._canonical(vectors))
         choice, options, symmetric = (
             self._spread(array)
@@ -176,11 +200,7 @@ class PopulationEvaluator:
         )
         if self._recalibrate_quantized:
             model_state = self._statistics(weights, formats, model_state)
-        hits, count = 0, 0
-        for batch in evaluation_batches(split, self._batch_size):
-            hits = hits + self._run("hits", (weights, formats, model_state), batch)
-            count += batch["mask"].sum()
-        return np.asarray(jax.device_get(hits), np.float64) / count
+        return weights, formats, model_state
 
     def _canonical(self, vectors):
         return np.where(self.space.active(vectors), vectors, 0)
@@ -192,13 +212,17 @@ class PopulationEvaluator:
         if not all(name in self._remembered for name in names):
             formats = self._spread(
                 jax.tree.map(
-                    lambda leaf: np.repeat(np.asarray(leaf)[None], self._chunk, axis=0),
+                    lambda leaf: np.repeat(
+                        np.asarray(leaf)[None], self.chunk_size, axis=0
+                    ),
                     no_quantization(len(self.space.net.sites)),
                 )
             )
             own = self._spread(
                 jax.tree.map(
-                    lambda leaf: np.repeat(np.asarray(leaf)[None], self._chunk, axis=0),
+                    lambda leaf: np.repeat(
+                        np.asarray(leaf)[None], self.chunk_size, axis=0
+                    ),
                     self._state.model_state,
                 )
             )
@@ -295,7 +319,7 @@ class PopulationEvaluator:
         def on_device(state, candidates, batch):
             self.compile_count += 1  # runs when traced, not when executed
             one = functools.partial(function, state)
-            if self._chunk == self._mesh.size:
+            if self.chunk_size == self._mesh.size:
                 alone = jax.tree.map(lambda leaf: leaf[0], candidates)
                 return jax.tree.map(lambda leaf: leaf[None], one(alone, batch))
             return lax.map(lambda candidate: one(candidate, batch), candidates)

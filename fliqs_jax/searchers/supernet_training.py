@@ -16,6 +16,7 @@ slimmable networks, 2019 (sandwich rule), https://arxiv.org/abs/1903.05134
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,15 +29,23 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
+from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.searchers.search_run import OptimizerSettings
+from fliqs_jax.searchers.network import save_network
+from fliqs_jax.searchers.results import versions
+from fliqs_jax.searchers.search_run import OptimizerSettings, check_variables
 from fliqs_jax.searchers.sensitivity import TrainedState
 from fliqs_jax.train.classifier import Augment, Classifier
-from fliqs_jax.train.fitting import describe_variables, start_variables
+from fliqs_jax.train.fitting import (
+    describe_variables,
+    fit_variables,
+    start_variables,
+)
 from fliqs_jax.train.job import Hook, JobSettings, run_job
 from fliqs_jax.train.losses import correct, cross_entropy, distillation
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, make_mesh
-from fliqs_jax.train.workdir import open_workdir
+from fliqs_jax.train.pretrained import load_variables
+from fliqs_jax.train.workdir import open_workdir, write_json
 
 
 @flax.struct.dataclass
@@ -218,7 +227,9 @@ def train_supernet(
 ) -> TrainedState:
     """Trains all sub-networks of a super-network in one set of weights.
 
-    Run again with the same workdir and arguments, it continues where it stopped.
+    Run again with the same workdir and arguments, it continues where it stopped, or
+    returns what was trained. The folder is then an ordinary run's of the full network
+    in float.
 
     Args:
       net: the super-network.
@@ -255,6 +266,8 @@ def train_supernet(
         variables=variables,
         skip_variables=tuple(skip_variables),
     )
+    if variables is not None:
+        check_variables(classifier, dataset, variables, skip_variables, say)
     identity = {
         "method": "supernet",
         "dataset": dataset.name,
@@ -262,12 +275,52 @@ def train_supernet(
         "settings": dataclasses.asdict(settings),
         "optimizer": dataclasses.asdict(optimizer),
         "job": {name: getattr(job, name) for name in ("steps", "batch_size", "seed")},
-        "variables": None if variables is None else describe_variables(variables),
+        "initial_variables": variables and describe_variables(variables),
         "skip_variables": list(skip_variables),
-        **(config or {}),
+        "network": {
+            "name": None,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.train.image_shape),
+            "per_channel": True,
+        },
     }
+    for name, value in (config or {}).items():
+        known = identity.get(name)
+        identity[name] = {**known, **value} if isinstance(known, dict) else value
     with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        state, _, _ = run_job(
+        if (folder / "summary.json").exists():
+            say(f"{folder} holds a trained super-network")
+            return load_supernet(folder, net)
+        state, evaluator, facts = run_job(
             trainer, dataset, job, workdir=str(folder), mesh=make_mesh(), say=say
         )
+        policy = Policy.uniform(net.sites, "fp32")
+        policy.save(folder / "policy.json")
+        save_network(folder, state, policy.formats(net.sites), classifier)
+        summary = {"steps": job.steps, "seed": job.seed, **facts}
+        if len(dataset.validation):
+            summary["validation_accuracy"] = evaluator.validate(state, None)["accuracy"]
+        write_json(folder / "summary.json", {**summary, "versions": versions()})
     return TrainedState(params=state.params, model_state=state.model_state)
+
+
+def load_supernet(path: str | os.PathLike[str], net: SuperNetwork) -> TrainedState:
+    """Loads a trained super-network, all of it.
+
+    Args:
+      path: the folder that `train_supernet` wrote, or a checkpoint that
+        `load_variables` reads.
+      net: the super-network.
+
+    Raises:
+      FileNotFoundError: if nothing is there, or its training is not finished.
+      ValueError: if the variables are another network's, or not all of them.
+    """
+    loaded, expected = load_variables(path), net.abstract_variables(net.model)
+    if lacking := sorted(expected.keys() - loaded.keys()):
+        raise ValueError(
+            f"{path} has no {lacking[0]}, only {', '.join(sorted(loaded))}: give a"
+            " super-network trained here, or start from these variables by training"
+        )
+    variables = fit_variables(loaded, expected)
+    return TrainedState(variables.pop("params"), variables)

@@ -6,7 +6,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import compare, dca_nas, fliqnas, learning_compression  # noqa: F401
+from experiments import (  # noqa: F401
+    compare,
+    dca_nas,
+    fliqnas,
+    learning_compression,
+    simq_nas,
+)
 
 PRESETS = sorted(pathlib.Path("experiments/presets").glob("*.flags"))
 

@@ -1,5 +1,6 @@
 """Exported networks: files that give what the network gives, and mistakes."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -153,6 +154,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     net.params["Dense_0"]["kernel"] = net.params["Dense_0"]["kernel"].at[0].set(jnp.nan)
     with pytest.raises(ValueError, match="nan is not a number of int4"):
         export_network(net, SHAPE, tmp_path, platforms=None)
+
+
+def test_grids_of_post_training_quantization_are_refused(tmp_path):
+    net = dataclasses.replace(network(Cnn(), ["int4"]), static=True)
+    with pytest.raises(ValueError, match="quantized after training, on grids"):
+        export_network(net, SHAPE, tmp_path / "export", platforms=None)
+    assert not (tmp_path / "export").exists()
 
 
 def test_without_flatbuffers_nothing_is_written(tmp_path, monkeypatch):

@@ -66,3 +66,24 @@ def test_file_without_a_whole_line_is_only_replaced_if_it_began_as_this_log(path
     path.write_text("my notes")
     with pytest.raises(ValueError, match="another search"):
         log.read()
+
+
+def test_what_the_log_has_is_not_evaluated_again(path):
+    log, vectors, values = write(path, 3)
+    asked = []
+
+    def evaluate(some):
+        asked.extend(map(tuple, some.tolist()))
+        return np.stack([some.sum(axis=1), some[:, 0]], axis=1)
+
+    known = (np.array([[1, 0]]), np.array([[7.0, 8.0]]))
+    wanted = np.array([[1, 0], [0, 2], [1, 1], [0, 1], [0, 2]])
+    found = log.evaluated(wanted, evaluate, known=known, batch_size=1)
+    rows = {tuple(v): x for v, x in zip(vectors.tolist(), values, strict=True)}
+    expected = [[7.0, 8.0], rows.get((0, 2), [2.0, 0.0]), rows[1, 1], [1.0, 0.0]]
+    np.testing.assert_array_equal(found, [*expected, expected[1]])
+    assert len(asked) == len(set(asked)) and not set(asked) & {(1, 1), (1, 0)}
+    before = list(asked)
+    np.testing.assert_array_equal(log.evaluated(wanted, evaluate, known=known), found)
+    assert asked == before
+    assert log.evaluated(wanted[:0], evaluate).shape == (0, 2)

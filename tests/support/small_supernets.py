@@ -156,3 +156,9 @@ def perceptron_supernet(image_shape=(8, 8, 1)):
         build=lambda sizes: Perceptron((sizes["first"], sizes["second"])),
         image_shape=image_shape,
     )
+
+
+def digits_supernet(*, num_classes, image_shape):
+    """As a user's own factory, for launchers."""
+    assert num_classes == 10
+    return perceptron_supernet(tuple(image_shape))

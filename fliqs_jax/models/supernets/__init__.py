@@ -20,7 +20,7 @@ from fliqs_jax.models.supernets.costs import (
     subnetwork_policy,
     subnetwork_sites,
 )
-from fliqs_jax.models.supernets.extraction import extract, small_model
+from fliqs_jax.models.supernets.extraction import extract
 from fliqs_jax.models.supernets.mobilenet_v2 import mobilenet_v2_supernet
 from fliqs_jax.models.supernets.network import Decision, SuperNetwork
 from fliqs_jax.models.supernets.registry import (
@@ -61,7 +61,6 @@ __all__ = [
     "register_supernet",
     "site_decisions",
     "site_variants",
-    "small_model",
     "subnetwork_bops",
     "subnetwork_macs",
     "subnetwork_model_bits",

@@ -8,7 +8,6 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
-from fliqs_jax.models.supernets.extraction import small_model
 from fliqs_jax.models.supernets.network import SuperNetwork
 from fliqs_jax.models.supernets.registry import create_supernet
 from fliqs_jax.site_patterns import nearest
@@ -118,4 +117,4 @@ def model_of_record(record: Mapping[str, Any], source: str | os.PathLike) -> nn.
     if absent:
         raise ValueError(f"{source} holds no architecture: {absent[0]!r} is missing")
     net = SupernetRecord(*(record[key] for key in keys)).create()
-    return small_model(net, choice_of(net, record["architecture"]))
+    return net.subnetwork(choice_of(net, record["architecture"]))

@@ -35,7 +35,9 @@ def extract(
       >>> model.layers
       ((1, 192),)
     """
-    sizes, model = _sizes(net, choice), small_model(net, choice)
+    choice = net.check_choice(choice)
+    sizes = {name: int(size) for name, size in net.live_sizes(choice).items()}
+    model = net.subnetwork(choice)
     flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
     live = {}
     for leaf in net.layout.leaves:
@@ -45,20 +47,6 @@ def extract(
     small = flax.traverse_util.flatten_dict(net.abstract_variables(model))
     _check_same(small, {path: nn.meta.unbox(value) for path, value in live.items()})
     return model, flax.traverse_util.unflatten_dict(live)
-
-
-def small_model(net: SuperNetwork, choice: Int[ArrayLike, "A"]) -> nn.Module:
-    """Returns the small model of a choice, without variables.
-
-    Raises:
-      ValueError: if the choice is none of this network's.
-    """
-    return net.build(_sizes(net, choice))
-
-
-def _sizes(net: SuperNetwork, choice: Int[ArrayLike, "A"]) -> dict[str, int]:
-    sizes = net.live_sizes(net.check_choice(choice))
-    return {name: int(size) for name, size in sizes.items()}
 
 
 def _check_same(built: dict, sliced: dict) -> None:

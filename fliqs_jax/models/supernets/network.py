@@ -197,6 +197,15 @@ class SuperNetwork:
         """Returns the live size of every dimension; traced if the choice is."""
         return self.sizes(self.options(choice))
 
+    def subnetwork(self, choice: Int[ArrayLike, "A"] | Sequence) -> nn.Module:
+        """Returns the small model of a choice; `extraction` also gives its variables.
+
+        Raises:
+          ValueError: if the choice is none of this network's.
+        """
+        sizes = self.live_sizes(self.check_choice(choice))
+        return self.build({name: int(size) for name, size in sizes.items()})
+
     def active(self, choices: Int[np.ndarray, "N A"]) -> Bool[np.ndarray, "N A"]:
         """Returns which decisions matter, given the others: for `linas.search`."""
         sizes = self.live_sizes(np.asarray(choices))
