@@ -37,13 +37,20 @@ def compact_weight(stored: StoredWeight) -> Callable[[], Float[Array, "..."]]:
     return lambda: jnp.asarray(numbers) * scale
 
 
-def check_exportable() -> None:
-    """Raises ModuleNotFoundError where the package that serializes is missing."""
+def check_exportable(platforms: Sequence[str] = PLATFORMS) -> None:
+    """Refuses what `serialize_program` could not do, before any work.
+
+    Raises:
+      ModuleNotFoundError: if flatbuffers is missing.
+      ValueError: if a platform is unknown.
+    """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ModuleNotFoundError(
             "jax.export needs the package flatbuffers to serialize a program:"
             " pip install flatbuffers"
         )
+    if unknown := sorted(set(platforms) - set(PLATFORMS)):
+        raise ValueError(f"platforms: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")
 
 
 def serialize_program(
@@ -65,9 +72,7 @@ def serialize_program(
       ModuleNotFoundError: if flatbuffers is missing.
       ValueError: if a platform is unknown, or the model needs to know B.
     """
-    check_exportable()
-    if unknown := sorted(set(platforms) - set(PLATFORMS)):
-        raise ValueError(f"platforms: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")
+    check_exportable(platforms)
     size = batch_size or jax.export.symbolic_shape("batch")[0]
     images = jax.ShapeDtypeStruct((size, *image_shape), np.uint8)
     export = jax.export.export(jax.jit(function), platforms=tuple(platforms))

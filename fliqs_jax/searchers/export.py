@@ -26,7 +26,8 @@ from fliqs_jax.deploy.program import (
 )
 from fliqs_jax.deploy.weight_file import load_weights, save_weights
 from fliqs_jax.files import replace_bytes
-from fliqs_jax.formats import Format, parse_format, stack_formats
+from fliqs_jax.formats import parse_format, stack_formats
+from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model.weights import stored_weights
 from fliqs_jax.searchers.network import CODEBOOK_FILE, Network
 from fliqs_jax.searchers.results import versions
@@ -68,7 +69,7 @@ def export_network(
             " (--finetune_steps) and export that run"
         )
     if platforms is not None:
-        check_exportable()
+        check_exportable(platforms)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     if codebooks is not None:
@@ -116,14 +117,16 @@ def deployed(network: Network) -> Callable[[Array], Float[Array, "B C"]]:
     What `Network.__call__` computes, without the rounding of weights at every call.
     """
     quantized = network.classifier.quantized
-    sites, formats = quantized.sites(), network.formats
     stored = stored_weights(
-        network.params, sites, formats, per_channel=quantized.per_channel
+        network.params,
+        quantized.sites(),
+        network.formats,
+        per_channel=quantized.per_channel,
     )
     makers = {path: compact_weight(weight) for path, weight in stored.items()}
     flat = flax.traverse_util.flatten_dict(network.params)
     others = {path: nn.meta.unbox(leaf) for path, leaf in flat.items()}
-    inputs_alone = formats.replace(weight=_without_weights(formats.weight, sites))
+    inputs_alone = _inputs_alone(network)
 
     def predict(images: UInt8[Array, "B H W channels"]) -> Float[Array, "B C"]:
         weights = {path: make() for path, make in makers.items()}
@@ -147,20 +150,20 @@ def loaded_weights(network: Network, folder: pathlib.Path) -> Callable[..., Arra
     """Returns the network as a function of images, its weights read from the file."""
     variables = jax.tree.map(jnp.asarray, load_weights(folder / WEIGHTS))
     params = variables.pop("params")
-    formats, sites = network.formats, network.classifier.quantized.sites()
-    inputs_alone = formats.replace(weight=_without_weights(formats.weight, sites))
     return functools.partial(
-        network.classifier.predict, params, variables, formats=inputs_alone
+        network.classifier.predict, params, variables, formats=_inputs_alone(network)
     )
 
 
-def _without_weights(formats: Format, sites: Sequence[Any]) -> Format:
-    """Returns fp32 for sites with weights; a product's operand keeps its format."""
+def _inputs_alone(network: Network) -> SiteFormats:
+    """Returns fp32 for weights, on their grids already; a product keeps its formats."""
+    formats, sites = network.formats, network.classifier.quantized.sites()
     plain = stack_formats([parse_format("fp32")] * len(sites))
     weighted = np.array([bool(site.weights) for site in sites])
-    return jax.tree.map(
-        lambda float32, own: jnp.where(weighted, float32, own), plain, formats
+    weight = jax.tree.map(
+        lambda float32, own: jnp.where(weighted, float32, own), plain, formats.weight
     )
+    return formats.replace(weight=weight)
 
 
 def _describe(network: Network) -> list[dict[str, Any]]:

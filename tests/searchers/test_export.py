@@ -175,8 +175,9 @@ def test_without_flatbuffers_nothing_is_written(tmp_path, monkeypatch):
 def test_unknown_platforms_are_named(tmp_path):
     with pytest.raises(ValueError, match="'vax' is none of cpu"):
         export_network(
-            network(Cnn(), ["int4"]), SHAPE, tmp_path, platforms=["cpu", "vax"]
+            network(Cnn(), ["int4"]), SHAPE, tmp_path / "x", platforms=["cpu", "vax"]
         )
+    assert not (tmp_path / "x").exists()
 
 
 def test_other_safetensors_files_are_refused(tmp_path):
