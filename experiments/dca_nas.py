@@ -12,13 +12,14 @@ cell is within every limit, whatever the search made of it; limits that no cell 
 are refused with the smallest cell's cost. Then the derived network is trained
 (--final_steps) in WORKDIR/derived, a run of its own: `accuracy` is its test accuracy,
 or with --final_steps=0 that of the table (--test_column), as `accuracy_source` says.
-Without limits this is DARTS. Run again with the same workdir to resume.
+Without limits this is DARTS. --stage_formats lets each stage of cells have a number
+format, searched together with the operations under limits on bits. Run again with the
+same workdir to resume.
 
 Writes policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 """
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
@@ -27,7 +28,17 @@ from absl import app, flags
 
 import fliqs_jax as fq
 from experiments import common, search_flags
-from experiments.float_network import train_float
+from experiments.cell_limits import (
+    LAYOUT,
+    check_table,
+    define_limit_flags,
+    load_table,
+    make_limits,
+    network_counts,
+    stage_formats,
+    table_identity,
+)
+from experiments.trained_network import train_network
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import cells
 from fliqs_jax.report import write_cell_report
@@ -39,45 +50,29 @@ from fliqs_jax.searchers.cell_search import (
     cell_summary,
     search_cell_by_network,
     search_cell_by_table,
-    with_search_bounds,
 )
-from fliqs_jax.searchers.dca_nas import edge_names
-from fliqs_jax.searchers.expected_accuracy import (
-    TABLE_SETTINGS,
-    measured_limit,
-    search_grid,
-)
+from fliqs_jax.searchers.dca_nas import row_names
+from fliqs_jax.searchers.expected_accuracy import TABLE_SETTINGS, search_grid
 from fliqs_jax.searchers.limits import Limit, MultiplierSettings
-from fliqs_jax.searchers.look_up_graph import load_look_up_graph
 from fliqs_jax.searchers.results import versions
+from fliqs_jax.searchers.stage_formats import StageFormats
+from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.workdir import open_workdir, write_json
 
 FLAGS = flags.FLAGS
 
-COUNTS = {
-    "nasbench201": cells.nasbench201_network_counts,
-    "darts": cells.darts_network_counts,
-}
 SEARCH_NETWORKS = {
     "nasbench201": cells.NasBench201SearchNetwork,
     "darts": cells.DartsSearchNetwork,
 }
-# Fields that a search network and the derived one both have.
-LAYOUT = {"nasbench201": ("width", "num_cells"), "darts": ("channels", "layers")}
 GENOTYPE_FIELDS = {"nasbench201": "cell", "darts": "genotype"}
-# Limits on counts: the flag, the unit that is counted.
-LIMITS = {
-    "parameters": ("parameter_limit", "parameters"),
-    "macs": ("macs_limit", "macs"),
-    "size_bits": ("size_bits_limit", "weights"),
-}
 # Common flags that say nothing to a search of cells.
 IDLE = {
     "model": "--space names the network",
     "cost": "limits have flags of their own",
     "cost_target": "limits have flags of their own",
     "cost_reference": "limits have flags of their own",
-    "formats": "the network is a float one",
+    "formats": "--stage_formats names those of a cell search",
 }
 
 common.define_common_flags(steps=5000)
@@ -91,13 +86,7 @@ common.define(
     "What tells how good a cell is: a search network, or a table's expected accuracy.",
     enum_values=["network", "table"],
 )
-common.define("float", "parameter_limit", None, "Most parameters.")
-common.define("float", "macs_limit", None, "Most MACs of an example.")
-common.define(
-    "float", "size_bits_limit", None, "Most bits of the weights, at --size_format."
-)
-common.define("string", "size_format", "fp32", "Of the weights, for their size.")
-common.define("integer", "skip_limit", None, "Most skip connections in a cell.")
+define_limit_flags()
 common.define("string", "table", None, "CSV file of NAS-Bench-201 cells.")
 common.define(
     "string",
@@ -106,14 +95,6 @@ common.define(
     "Of the table, for --signal=table: a validation accuracy in percent.",
 )
 common.define("string", "test_column", None, "Of the table: `accuracy`, in percent.")
-common.define("string", "latency_column", None, "Of the table: a device's latency.")
-common.define("float", "latency_limit", None, "Most of it, ms.")
-common.define(
-    "list",
-    "look_up_graph",
-    [],
-    "Of measured searches: parameters=FILE.csv with the columns bound,derived.",
-)
 common.define(
     "list", "search_options", [], "Fields of the search network: bottleneck=4,layers=8."
 )
@@ -150,12 +131,14 @@ def run() -> None:
     )
     if FLAGS.signal == "table":
         check_table(space, dataset, table)
-    limits, facts = make_limits(space, dataset, table, search_model)
+    stages = stage_formats(space, dataset)
+    limits, facts = make_limits(space, dataset, table, search_model, stages)
     config = {
         "method": "dca_nas",
         "dataset": dataset.name,
-        "decisions": edge_names(space),
+        "decisions": row_names(space, stages.num_stages if stages else 0),
         "options": list(space.operations),
+        "stage_formats": list(FLAGS.stage_formats),
         "limits": {limit.name: limit.bound for limit in limits},
         **common.run_config(),
         "model": space.name,
@@ -166,11 +149,13 @@ def run() -> None:
         if (folder / "summary.json").exists():
             print(f"{folder} holds a finished run")
             return
-        found = search(space, dataset, table, limits, search_model, settings, folder)
-        finish(space, dataset, table, limits, found, facts, folder)
+        found = search(
+            space, dataset, table, limits, search_model, settings, stages, folder
+        )
+        finish(space, dataset, table, limits, found, facts, stages, folder)
 
 
-def search(space, dataset, table, limits, model, settings, folder) -> FoundCell:
+def search(space, dataset, table, limits, model, settings, stages, folder) -> FoundCell:
     """Returns the cell that the signal and the limits lead to."""
     job = common.job_settings()
     if FLAGS.signal == "table":
@@ -192,6 +177,7 @@ def search(space, dataset, table, limits, model, settings, folder) -> FoundCell:
         settings=settings,
         optimizer=search_flags.optimizer_settings(),
         augment=search_flags.augmentation(),
+        stages=stages,
     )
 
 
@@ -202,6 +188,7 @@ def finish(
     limits: tuple[Limit, ...],
     found: FoundCell,
     facts: dict[str, Any],
+    stages: StageFormats | None,
     folder: pathlib.Path,
 ) -> None:
     """Trains the derived network, looks the cell up, writes the results."""
@@ -210,21 +197,29 @@ def finish(
         int(counted.cost(unit).of(space, found.repair.choice))
         for unit in ("parameters", "macs")
     ]
-    summary = cell_summary(space, limits, found, counts, table)
+    summary = cell_summary(space, limits, found, counts, table, stages)
     print(f"found {summary['genotype']}")
-    options = {**derived_options(), GENOTYPE_FIELDS[space.name]: str(found.genotype)}
+    options = {
+        **common.model_options(),
+        GENOTYPE_FIELDS[space.name]: str(found.genotype),
+    }
     model = fq.create_model(space.name, num_classes=dataset.num_classes, **options)
-    sites = fq.find_sites(model, dataset.train.images[:1].astype("float32"))
-    fq.Policy.uniform(sites, "fp32").save(folder / "policy.json")
+    sites = image_sites(model, dataset.train.image_shape)
+    policy = fq.Policy.uniform(sites, "fp32")
+    if stages is not None:
+        policy = stages.policy(found.repair.formats, sites)
+        print(f"at {', '.join(summary['stage_formats'])}")
+    policy.save(folder / "policy.json")
     accuracy, source, seconds = None, None, 0.0
     if final_steps():
-        _, seconds, result = train_float(
+        _, seconds, result = train_network(
             model,
             dataset,
             folder=f"{folder}/derived",
             steps=final_steps(),
             name=space.name,
             options=options,
+            policy=policy,
         )
         accuracy, source = result["accuracy"], "test set, derived network trained here"
     elif FLAGS.test_column is not None:
@@ -269,71 +264,13 @@ def final_steps() -> int:
     return FLAGS.steps if FLAGS.signal == "network" else 0
 
 
-def make_limits(
-    space: cells.CellSpace,
-    dataset: Dataset,
-    table: cells.ArchitectureTable | None,
-    model: Any,
-) -> tuple[tuple[Limit, ...], dict[str, Any]]:
-    """Returns the limits of the flags, and what the summary should say of them."""
-    derived, limits, facts = network_counts(space, dataset), [], {}
-    searched = None
-    if FLAGS.signal == "network":
-        layout = {k: getattr(model, k) for k in ("bottleneck", *LAYOUT[space.name])}
-        searched = counts_of(space, dataset, affine=False, **layout)
-    for name, (flag, unit) in LIMITS.items():
-        if FLAGS[flag].value is None:
-            continue
-        bits = 1
-        if name == "size_bits":
-            bits = int(fq.parse_format(FLAGS.size_format).storage_bits)
-        limits.append(
-            Limit(
-                name=name,
-                bound=FLAGS[flag].value,
-                derived=derived.cost(unit).scaled(bits),
-                search=searched and searched.cost(unit).scaled(bits),
-            )
-        )
-    if FLAGS.skip_limit is not None:
-        skips = cells.marked_cost(space, "skip_connect")
-        limits.append(Limit(name="skips", bound=float(FLAGS.skip_limit), derived=skips))
-    if FLAGS.latency_limit is not None:
-        limit, r_squared = measured_limit(
-            table, FLAGS.latency_column, FLAGS.latency_limit
-        )
-        limits.append(limit)
-        facts["latency_fit_r2"] = r_squared
-    graphs = {
-        name: load_look_up_graph(file)
-        for name, file in common.parse_options(FLAGS.look_up_graph).items()
-    }
-    return with_search_bounds(space, limits, graphs), facts
-
-
-def network_counts(space: cells.CellSpace, dataset: Dataset) -> cells.NetworkCounts:
-    """Returns what derived networks of the flags cost."""
-    given = derived_options()
-    return counts_of(
-        space, dataset, **{k: given[k] for k in LAYOUT[space.name] if k in given}
-    )
-
-
-def counts_of(space, dataset, **layout) -> cells.NetworkCounts:
-    shape = dataset.train.image_shape
-    return COUNTS[space.name](dataset.num_classes, image_shape=shape, **layout)
-
-
-def derived_options() -> dict[str, Any]:
-    """Returns the fields of the derived network."""
-    return common.model_options()
-
-
 def search_options() -> dict[str, Any]:
     """Returns the fields of the search network; shared ones are the derived one's."""
     same = {}
     if FLAGS.space == "nasbench201":
-        same = {k: v for k, v in derived_options().items() if k in LAYOUT[FLAGS.space]}
+        same = {
+            k: v for k, v in common.model_options().items() if k in LAYOUT[FLAGS.space]
+        }
     return {**same, **common.parse_options(FLAGS.search_options)}
 
 
@@ -362,47 +299,6 @@ def cell_settings() -> CellSearchSettings:
         label_smoothing=FLAGS.label_smoothing,
         **given({name: name for name in own}),
     )
-
-
-def load_table() -> cells.ArchitectureTable | None:
-    """Returns the table of --table; refuses flags that need one without it."""
-    wants = {
-        "--signal=table": FLAGS.signal == "table",
-        "--latency_limit": FLAGS.latency_limit is not None,
-        "--test_column": FLAGS.test_column is not None,
-    }
-    needed = [flag for flag, wanted in wants.items() if wanted]
-    if needed and FLAGS.space != "nasbench201":
-        raise ValueError(f"{needed[0]} is for --space=nasbench201, got {FLAGS.space}")
-    if needed and FLAGS.table is None:
-        raise ValueError(f"{needed[0]} needs --table, a CSV file of cells")
-    if (FLAGS.latency_limit is None) != (FLAGS.latency_column is None):
-        raise ValueError("--latency_limit and --latency_column need each other")
-    return None if FLAGS.table is None else cells.ArchitectureTable.load(FLAGS.table)
-
-
-def check_table(
-    space: cells.CellSpace, dataset: Dataset, table: cells.ArchitectureTable
-) -> None:
-    """Refuses a table whose networks are not those that limits count here."""
-    if "parameters" not in table.columns:
-        return
-    theirs = table.search_value(0, "parameters")
-    ours = network_counts(space, dataset).cost("parameters").of(space, space.choice(0))
-    if theirs != ours:
-        raise ValueError(
-            f"--table says that cell 0 has {theirs:.0f} parameters, the network of"
-            f" --dataset={FLAGS.dataset} and --model_options has {ours:.0f}: name the"
-            " table's own data set and network"
-        )
-
-
-def table_identity() -> dict[str, str]:
-    """Returns what tells that a table is no longer the one of a run."""
-    if FLAGS.table is None:
-        return {}
-    content = pathlib.Path(FLAGS.table).read_bytes()
-    return {"table_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def idle_flags() -> list[str]:

@@ -23,7 +23,7 @@ from absl import app, flags
 from flax import nnx
 
 from experiments import common, search_flags
-from experiments.float_network import load_float, train_float
+from experiments.trained_network import load_float, train_network
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.compression_rules import (
     CODEBOOKS,
@@ -179,7 +179,7 @@ def train_reference(
     """Trains the float network in WORKDIR/float, or finds it trained."""
     steps = FLAGS.steps if FLAGS.reference_steps is None else FLAGS.reference_steps
     network = common.run_config()["network"]
-    state, seconds, _ = train_float(
+    state, seconds, _ = train_network(
         model,
         dataset,
         folder=f"{FLAGS.workdir}/float",

@@ -20,7 +20,7 @@ from flax import nnx
 
 import fliqs_jax as fq
 from experiments import common, fliqs, search_flags
-from experiments.float_network import load_float
+from experiments.trained_network import load_float
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.post_training import (
     ALLOCATIONS,
@@ -76,7 +76,7 @@ def run() -> None:
         dataset.train.image_shape,
         attention_products=FLAGS.attention_products,
     )
-    load = train_float if FLAGS.init_from is None else load_float
+    load = train_network if FLAGS.init_from is None else load_float
     allocate_formats(
         model,
         dataset,
@@ -95,7 +95,7 @@ def run() -> None:
     )
 
 
-def train_float(
+def train_network(
     model: nn.Module | nnx.Module, dataset: Dataset
 ) -> tuple[TrainedState, float]:
     """Trains the float network in WORKDIR/float, or finds it trained."""

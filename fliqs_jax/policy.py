@@ -1,8 +1,9 @@
 """Policies: which format the weights and the input of every site take, and their file.
 
 A `Policy` is names, chosen and final; `SiteFormats` are the same formats as arrays,
-ready for a compiled function. The choices still open are in `search_space`, their
-price is in `costs`; nothing here knows a network or trains.
+ready for a compiled function; a `FormatMixture` is several of them, weighted. The
+choices still open are in `search_space`, their price is in `costs`; nothing here knows
+a network or trains.
 """
 
 import json
@@ -37,6 +38,21 @@ class SiteFormats:
     weight_clip: Float[Array, "L"] | None = None
     # Largest magnitude of the site's input kept, in the input's own unit.
     activation_clip: Float[Array, "L"] | None = None
+
+
+@typing.no_type_check  # as above
+@flax.struct.dataclass
+class FormatMixture:
+    r"""A policy not decided yet: weights and inputs of a site are means over formats.
+
+    .. math:: \bar Q(x) = \sum_f q_f \, Q_f(x)
+
+    Differentiable in q, so that formats can be searched by gradient descent. A site
+    that is decided has the same format in all options, or the probability 1 of one.
+    """
+
+    options: tuple[SiteFormats, ...]  # F policies for the same sites
+    probabilities: Float[Array, "L F"]  # q
 
 
 class Policy(Mapping[str, tuple[str, str]]):

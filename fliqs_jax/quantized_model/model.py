@@ -16,11 +16,12 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from fliqs_jax.interception import as_model, intercept_sites, model_name
-from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.policy import FormatMixture, Policy, SiteFormats
 from fliqs_jax.quantized_model import observations, riding
 from fliqs_jax.quantized_model.input_gradients import carry_squared_gradient
 from fliqs_jax.quantized_model.observations import Observations
 from fliqs_jax.quantized_model.weights import (
+    mix_weights,
     quantize_second_operand,
     quantize_weights,
 )
@@ -36,6 +37,7 @@ from fliqs_jax.sites import Site, find_sites
 
 _FORMAT = "fliqs_jax_format"
 _SECOND_FORMAT = _FORMAT + "_second"  # of the key or value of a product
+_SHARES = _FORMAT + "_shares"  # of each format, where several ride
 _GRADIENTS = _FORMAT + "_gradients"  # zeros, for squared gradients of the inputs
 
 
@@ -130,7 +132,7 @@ class QuantizedModel:
         self,
         variables: PyTree,
         *args: Any,
-        policy: Policy | SiteFormats | None = None,
+        policy: Policy | SiteFormats | FormatMixture | None = None,
         gradient_zeros: Mapping[str, Float[Array, ""]] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -140,7 +142,8 @@ class QuantizedModel:
           variables: the model's variables, weights in float.
           *args: arguments of the model.
           policy: None runs the plain model. A `Policy` is fixed when traced;
-            `SiteFormats` are arrays over the sites and may be traced.
+            `SiteFormats` are arrays over the sites and may be traced; so are those of
+            a `FormatMixture`, which is for sites that are no attention products.
           gradient_zeros: a zero for each site (by its path) that is to be watched. A
             loss has with respect to it as "gradient" the sum of its squared gradients
             to the site's input, as quantized, over elements and calls. Other sites
@@ -177,7 +180,7 @@ class QuantizedModel:
         self,
         variables: PyTree,
         *args: Any,
-        policy: Policy | SiteFormats | None = None,
+        policy: Policy | SiteFormats | FormatMixture | None = None,
         num_samples: int = 2048,
         **kwargs: Any,
     ) -> Observations:
@@ -247,8 +250,10 @@ class QuantizedModel:
         with intercept_sites(self.model, hook, product_hook) as hooked:
             return hooked.apply(variables, *args, **kwargs)
 
-    def _ridden(self, flat, groups, formats: SiteFormats):
+    def _ridden(self, flat, groups, formats: SiteFormats | FormatMixture):
         """Returns params with quantized weights and the inputs' formats in them."""
+        if isinstance(formats, FormatMixture):
+            return self._mixed(flat, groups, formats)
         weight_rows = riding.pack_formats(formats.weight, formats.weight_clip)
         flat = quantize_weights(
             flat,
@@ -264,6 +269,23 @@ class QuantizedModel:
         riding.place_rows(flat, products, _SECOND_FORMAT, weight_rows)
         return flat
 
+    def _mixed(self, flat, groups, mixture: FormatMixture):
+        """As `_ridden`: weights are means, the formats of all options ride."""
+        if any(group.product for group in groups):
+            raise ValueError(
+                "policy is a FormatMixture, which attention products do not take: find"
+                " the sites without attention_products"
+            )
+        options = [self._ridden(flat, groups, option) for option in mixture.options]
+        mixed = mix_weights(options, groups, mixture.probabilities)
+        rows = [
+            riding.pack_formats(option.activation, option.activation_clip)
+            for option in mixture.options
+        ]
+        riding.place_rows(mixed, groups, _FORMAT, jnp.concatenate(rows, axis=1))
+        riding.place_rows(mixed, groups, _SHARES, mixture.probabilities)
+        return mixed
+
     def _quantized(self, inputs, layer, product=None):
         """Returns a site's inputs on the grid that rides in its scope, if any."""
         row = _row(layer, _FORMAT, product)
@@ -271,20 +293,34 @@ class QuantizedModel:
         if row is None or not all(jnp.issubdtype(x, jnp.floating) for x in types):
             return inputs
         inputs = [jnp.asarray(x) for x in inputs]
+        shares = _row(layer, _SHARES, product)
+        if shares is None:
+            quantized = self._on_grid(inputs, row)
+        else:
+            options = [self._on_grid(inputs, r) for r in jnp.split(row, len(shares))]
+            quantized = [
+                sum(
+                    share.astype(x.dtype) * x
+                    for share, x in zip(shares, each, strict=True)
+                )
+                for each in zip(*options, strict=True)
+            ]
+        zero = _leaf(layer, _GRADIENTS, product)
+        return quantized if zero is None else carry_squared_gradient(quantized, zero)
+
+    def _on_grid(self, inputs, row):
+        """Returns inputs on the grid of one format, which they share a scale of."""
         fmt, clip = riding.unpack_format(row)
         if (bound := clip) is None:
             bounds = [absmax_bound(lax.stop_gradient(x)) for x in inputs]
             bound = functools.reduce(jnp.maximum, bounds)
         if self.learned_clips and clip is not None:
             scale = learned_scale(bound, fmt)
-            quantized = [lsq(x, scale, fmt) for x in inputs]
-        else:
-            scale, masked = scale_of_bound(bound, fmt), self.clip_gradient
-            quantized = [
-                fake_quantize(x, fmt, scale=scale, clip_gradient=masked) for x in inputs
-            ]
-        zero = _leaf(layer, _GRADIENTS, product)
-        return quantized if zero is None else carry_squared_gradient(quantized, zero)
+            return [lsq(x, scale, fmt) for x in inputs]
+        scale, masked = scale_of_bound(bound, fmt), self.clip_gradient
+        return [
+            fake_quantize(x, fmt, scale=scale, clip_gradient=masked) for x in inputs
+        ]
 
 
 def _observed(inputs: list, layer: SiteLayer, product: str | None) -> list:
@@ -343,13 +379,26 @@ def _static_key(leaf: Any) -> Any:
     return repr(leaf)
 
 
-def _site_formats(policy: Policy | SiteFormats, sites: tuple[Site, ...]) -> SiteFormats:
+def _site_formats(
+    policy: Policy | SiteFormats | FormatMixture, sites: tuple[Site, ...]
+) -> SiteFormats | FormatMixture:
     if isinstance(policy, Policy):
         return policy.formats(sites)
+    if isinstance(policy, FormatMixture):
+        shape = (len(sites), len(policy.options))
+        if np.shape(policy.probabilities) != shape:
+            raise ValueError(
+                f"policy.probabilities has shape {np.shape(policy.probabilities)}, but"
+                f" {shape[0]} sites with {shape[1]} options need {shape}"
+            )
+        for option in policy.options:
+            _site_formats(option, sites)
+        return policy
     if not isinstance(policy, SiteFormats):
         raise TypeError(
-            f"policy must be a Policy, SiteFormats or None, got {policy!r}:"
-            " Policy.uniform(sites, 'int8') makes one, space.formats(options) the other"
+            "policy must be a Policy, SiteFormats, a FormatMixture or None, got"
+            f" {policy!r}: Policy.uniform(sites, 'int8') makes one,"
+            " space.formats(options) the other"
         )
     for name, fields in vars(policy).items():
         for leaf in jax.tree.leaves(fields):

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -84,6 +85,37 @@ def quantize_weights(
                 quantize, flat[path], rows[group.rows], group, weight
             )
     return quantized
+
+
+def mix_weights(
+    options: Sequence[FlatParams],
+    groups: Sequence[SiteGroup],
+    probabilities: Float[Array, "L F"],
+) -> FlatParams:
+    r"""Returns flat params whose site weights are means over options.
+
+    .. math:: \bar w_l = \sum_f q_{lf} \, w_l^{(f)}
+
+    Args:
+      options: F times the params of one model, from `quantize_weights`.
+      groups: the sites' places in them.
+      probabilities: q, of each option at each site.
+    """
+
+    def share_of(layer, share):
+        return layer * share[0].astype(layer.dtype)
+
+    mixed = dict(options[0])
+    for group in groups:
+        for weight in group.weights:
+            path = (*group.scope, *weight.path)
+            shares = probabilities[group.rows]
+            parts = [
+                map_layers(share_of, flat[path], shares[:, n : n + 1], group, weight)
+                for n, flat in enumerate(options)
+            ]
+            mixed[path] = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+    return mixed
 
 
 def quantize_second_operand(

@@ -1,6 +1,5 @@
 """The report page of a search for a cell under limits."""
 
-import dataclasses
 import json
 import pathlib
 from html import escape
@@ -25,12 +24,13 @@ def write_cell_report(workdir: str | pathlib.Path) -> pathlib.Path:
     folder = pathlib.Path(workdir)
     run = read_run(folder)
     summary = json.loads((folder / "summary.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     title = cell_sentence(run, summary)
     body = [
         _head(title, summary),
         _cell(summary),
         _limits(run, summary),
-        _weights(run),
+        _weights(run, config.get("stage_formats", [])),
         _training(run),
         _table(summary),
         _baselines(summary),
@@ -48,6 +48,8 @@ def cell_sentence(run: Run, summary: dict[str, Any]) -> str:
     text += f"{words.count(summary['parameters'])} parameters"
     if summary["accuracy"] is not None:
         text += f", {words.percent(summary['accuracy'], 2)} test accuracy"
+    if "stage_formats" in summary:
+        text += f", stages at {', '.join(summary['stage_formats'])}"
     return text
 
 
@@ -124,16 +126,19 @@ def _limits(run: Run, summary: dict[str, Any]) -> str:
     return section_html("limits", "Expected and derived cost", plot)
 
 
-def _weights(run: Run) -> str:
+def _weights(run: Run, formats: list[str]) -> str:
     caption = (
         "One panel an edge, one row an operation; the name beside a row is the most "
         "probable operation at the end."
     )
-    options = tuple(map(cells.short_name, run.config.options))
-    named = dataclasses.replace(
-        run, config=dataclasses.replace(run.config, options=options)
-    )
-    figure = probabilities.draw_probabilities(named)
+    if formats:
+        caption += " The last panels are the number formats of the stages."
+    operations = tuple(map(cells.short_name, run.config.options))
+    options = [
+        formats if name.startswith("format of") else operations
+        for name in run.config.decisions
+    ]
+    figure = probabilities.draw_probabilities(run, options)
     plot = figure_html(figure, "weights", "Probabilities of the operations", caption)
     return section_html("weights", "Architecture weights over the search", plot)
 

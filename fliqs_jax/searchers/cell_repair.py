@@ -3,21 +3,29 @@
 A limit on the search network cannot guarantee the derived network's, so what was
 derived is repaired: the cell of the largest score, the sum of log softmax over its
 entries, among all within the limits. Score and costs are sums over decisions, so the
-exact answer takes milliseconds even among the 10^18 cells of DARTS.
+exact answer takes milliseconds even among the 10^18 cells of DARTS. Where the stages'
+formats are searched, too, every combination of them is tried with its best cell.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from fliqs_jax.models.cells import Alphas, CellSpace
+from fliqs_jax.models.cells import (
+    FORMATS,
+    Alphas,
+    CellSpace,
+    log_softmax,
+)
 from fliqs_jax.searchers.limits import Limit
 
 _UNKNOWN = 1e12  # excess of a cell whose cost nobody measured: far above all others
 Choice = Int[np.ndarray, "D"]
+Formats = tuple[int, ...] | None
 Options = Sequence[Float[np.ndarray, "_"]]  # a number for each option, by decision
 
 
@@ -31,6 +39,8 @@ class Repair:
     costs: dict[str, float]
     violations: tuple[str, ...]  # of the derived cell; "disconnected" where it is
     score_lost: float  # log probability, by the ranking
+    formats: Formats = None  # of the stages: options; None where they are not searched
+    derived_formats: Formats = None
 
 
 def repair(
@@ -55,24 +65,69 @@ def repair(
     Raises:
       ValueError: if no cell is within the limits; names each one's floor.
     """
+    formats = derived_formats(alphas)
+    if greedy and formats is not None:
+        raise ValueError("greedy repair knows no formats of stages: leave it out")
     check_limits(space, limits)
     derived = space.derive(alphas)
-    scores = space.scores(alphas if ranking is None else ranking)
-    violations = broken(space, derived, limits)
-    choice = derived
-    if violations:
-        found = _greedy(space, scores, derived, limits) if greedy else None
-        choice = best_within(space, scores, limits) if found is None else found
-    assert not broken(space, choice, limits)
+    ranking = alphas if ranking is None else ranking
+    scores = space.scores(ranking)
+    held = [limit.at(formats) for limit in limits]
+    violations = broken(space, derived, held)
+    found = (derived, formats)
+    if violations and formats is not None:
+        found = _best_with_formats(space, scores, log_softmax(ranking[FORMATS]), limits)
+    elif violations:
+        choice = _greedy(space, scores, derived, held) if greedy else None
+        choice = best_within(space, scores, held) if choice is None else choice
+        found = (choice, None)
+    choice, chosen = found
+    within = [limit.at(chosen) for limit in limits]
+    assert not broken(space, choice, within)
     lost = _total(scores, derived) - _total(scores, choice)
+    if formats is not None:
+        rows = list(log_softmax(ranking[FORMATS]))
+        lost += _total(rows, formats) - _total(rows, chosen)
     return Repair(
         derived=derived,
         choice=choice,
-        derived_costs={limit.name: limit.cost(space, derived) for limit in limits},
-        costs={limit.name: limit.cost(space, choice) for limit in limits},
+        derived_costs={limit.name: limit.cost(space, derived) for limit in held},
+        costs={limit.name: limit.cost(space, choice) for limit in within},
         violations=violations,
         score_lost=float(lost),
+        formats=chosen,
+        derived_formats=formats,
     )
+
+
+def derived_formats(alphas: Alphas) -> Formats:
+    """Returns the most probable format of every stage; None without logits of them."""
+    if FORMATS not in alphas:
+        return None
+    return tuple(np.asarray(alphas[FORMATS]).argmax(axis=1).tolist())
+
+
+def _best_with_formats(
+    space: CellSpace,
+    scores: Options,
+    rows: Float64[np.ndarray, "S F"],
+    limits: Sequence[Limit],
+) -> tuple[Choice, Formats]:
+    """Returns the cell and formats of the largest score within the limits."""
+    stages, count = rows.shape
+    combinations = np.array(list(itertools.product(range(count), repeat=stages)))
+    totals = rows[np.arange(stages), combinations].sum(axis=1)
+    ceiling = sum(score.max() for score in scores)
+    best, found = -np.inf, None
+    for index in np.argsort(-totals, kind="stable"):
+        if totals[index] + ceiling <= best:
+            break  # the less likely ones cannot win even with the best cell
+        formats = tuple(combinations[index].tolist())
+        choice = best_within(space, scores, [limit.at(formats) for limit in limits])
+        if choice is not None and totals[index] + _total(scores, choice) > best:
+            best, found = totals[index] + _total(scores, choice), (choice, formats)
+    assert found is not None  # `check_limits` has seen to it
+    return found
 
 
 def broken(
@@ -93,10 +148,15 @@ def broken(
 def check_limits(space: CellSpace, limits: Sequence[Limit]) -> None:
     """Refuses limits that no cell of the space is within.
 
+    Formats of stages count at their cheapest.
+
     Raises:
       ValueError: naming each limit with its floor, the least that a cell costs.
     """
     flat = [np.zeros(len(decision)) for decision in space.decisions]
+    limits = [
+        dataclasses.replace(limit, derived=limit.derived.cheapest()) for limit in limits
+    ]
     if best_within(space, flat, limits) is not None:
         return
     floors = [(limit, _floor(space, flat, limit)) for limit in limits]
@@ -242,5 +302,5 @@ def _greedy(
     return choice
 
 
-def _total(scores: Options, choice: Choice) -> float:
+def _total(scores: Options, choice: Choice | Formats) -> float:
     return float(sum(part[option] for part, option in zip(scores, choice, strict=True)))

@@ -38,7 +38,8 @@ from fliqs_jax.searchers.look_up_graph import (
     through,
 )
 from fliqs_jax.searchers.search_run import OptimizerSettings
-from fliqs_jax.train.classifier import Augment, Classifier
+from fliqs_jax.searchers.stage_formats import StageFormats
+from fliqs_jax.train.classifier import Augment, Classifier, image_sites
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.journal import Timer
 from fliqs_jax.train.mapping import make_mesh
@@ -84,6 +85,7 @@ def with_search_bounds(
     space: CellSpace,
     limits: Sequence[Limit],
     graphs: Mapping[str, LookUpGraph],
+    stages: StageFormats | None = None,
     *,
     say: Callable[[str], None] = print,
 ) -> tuple[Limit, ...]:
@@ -97,6 +99,7 @@ def with_search_bounds(
       space: the space.
       limits: of derived networks, with the search network's cost.
       graphs: measured look-up graphs, by the names of limits.
+      stages: whose formats are searched, too.
       say: receives a line for each limit.
 
     Raises:
@@ -112,7 +115,7 @@ def with_search_bounds(
         if limit.name in graphs:
             limit = through(limit, graphs[limit.name])
         elif limit.search is not None:
-            graph = random_look_up_graph(space, limit.search, limit.derived)
+            graph = random_look_up_graph(space, limit.search, limit.derived, stages)
             nearest = float(np.clip(limit.bound, graph.derived[0], graph.derived[-1]))
             if nearest != limit.bound:
                 say(
@@ -137,6 +140,7 @@ def search_cell_by_network(
     settings: CellSearchSettings = CellSearchSettings(),
     optimizer: OptimizerSettings = OptimizerSettings(),
     augment: Augment | None = None,
+    stages: StageFormats | None = None,
     say: Callable[[str], None] = print,
 ) -> FoundCell:
     """Trains a search network under limits and derives a cell within them.
@@ -152,6 +156,7 @@ def search_cell_by_network(
       settings: of the method.
       optimizer: of the weights.
       augment: `(key, images) -> images` for training and held-out batches, on device.
+      stages: whose formats are searched together with the operations.
       say: receives what a person wants to read.
 
     Raises:
@@ -159,6 +164,7 @@ def search_cell_by_network(
       TrainingDiverged: if the loss became NaN or infinite.
     """
     check_limits(space, limits)
+    sites = image_sites(model, dataset.train.image_shape) if stages else ()
     architecture = Architecture(limits, settings.architecture)
     classifier = Classifier(
         quantized=QuantizedModel(model),
@@ -177,6 +183,8 @@ def search_cell_by_network(
         warmup_steps=int(settings.warmup_fraction * job.steps),
         order=settings.order,
         label_smoothing=settings.label_smoothing,
+        stages=stages,
+        sites=sites,
     )
     state, _, facts = run_job(
         searcher,
@@ -271,6 +279,7 @@ def cell_summary(
     found: FoundCell,
     counts: Sequence[int],
     table: ArchitectureTable | None,
+    stages: StageFormats | None = None,
 ) -> dict[str, Any]:
     """Returns what `summary.json` says of a found cell.
 
@@ -280,10 +289,14 @@ def cell_summary(
       found: the search's end.
       counts: parameters and MACs of the network that is made of it.
       table: of which all columns are given; None is none.
+      stages: whose formats were searched, too.
     """
     repaired = found.repair
     # Looked at anew: what is written down must be true of the cell itself.
-    costs = {limit.name: limit.cost(space, repaired.choice) for limit in limits}
+    costs = {
+        limit.name: limit.at(repaired.formats).cost(space, repaired.choice)
+        for limit in limits
+    }
     broken = [limit.name for limit in limits if not costs[limit.name] <= limit.bound]
     summary = {
         "space": space.name,
@@ -298,7 +311,7 @@ def cell_summary(
         "derived_genotype": str(space.genotype(repaired.derived)),
         "derived_costs": repaired.derived_costs,
         "derived_violations": list(repaired.violations),
-        "repaired": bool((repaired.choice != repaired.derived).any()),
+        "repaired": bool(repaired.violations),
         "score_lost": repaired.score_lost,
         "multipliers": {
             limit.name: float(value)
@@ -306,6 +319,10 @@ def cell_summary(
         },
         **found.facts,
     }
+    if stages is not None:
+        summary["stage_formats"] = [stages.options[n] for n in repaired.formats]
+        derived = [stages.options[n] for n in repaired.derived_formats]
+        summary["derived_stage_formats"] = derived
     if limits:
         first = limits[0]
         summary |= {

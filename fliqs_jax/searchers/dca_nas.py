@@ -27,8 +27,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from fliqs_jax.models.cells import ARCHITECTURE, Alphas, CellSpace, softmax
+from fliqs_jax.models.cells import ARCHITECTURE, FORMATS, Alphas, CellSpace, softmax
+from fliqs_jax.policy import FormatMixture
 from fliqs_jax.searchers.architecture import Architecture, ArchitectureState
+from fliqs_jax.searchers.cell_repair import derived_formats
+from fliqs_jax.searchers.stage_formats import StageFormats
+from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
@@ -52,7 +56,13 @@ class CellState:
     @property
     def params(self) -> PyTree:
         """All parameters of the search network."""
-        return {**self.weights, ARCHITECTURE: self.architecture.alphas}
+        return with_alphas(self.weights, self.architecture.alphas)
+
+
+def with_alphas(weights: PyTree, alphas: Alphas) -> PyTree:
+    """Returns the search network's parameters; logits of formats are none of them."""
+    own = {kind: alpha for kind, alpha in alphas.items() if kind != FORMATS}
+    return {**weights, ARCHITECTURE: own}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +83,8 @@ class DcaNas:
     warmup_steps: int  # the weights train, the architecture does not
     order: int = 1
     label_smoothing: float = 0.0
+    stages: StageFormats | None = None  # whose formats are searched, too
+    sites: tuple[Site, ...] = ()  # of the search network, for them
 
     def __post_init__(self):
         if self.order not in ORDERS:
@@ -88,6 +100,9 @@ class DcaNas:
         init_key, run_key = jax.random.split(key)
         weights, model_state = self.classifier.init(init_key, images)
         alphas = weights.pop(ARCHITECTURE)
+        if self.stages is not None:
+            format_key = jax.random.fold_in(init_key, 1)
+            alphas = {**alphas, FORMATS: self.stages.init_logits(format_key)}
         return CellState(
             step=jnp.zeros((), jnp.int32),
             key=run_key,
@@ -106,10 +121,10 @@ class DcaNas:
 
         def loss(weights, alphas, examples):
             logits, model_state = self.classifier.train_forward(
-                {**weights, ARCHITECTURE: alphas},
+                with_alphas(weights, alphas),
                 state.model_state,
                 examples[0],
-                formats=None,
+                formats=self._formats(alphas),
                 dropout_key=keys["dropout"],
             )
             each = cross_entropy(
@@ -176,9 +191,14 @@ class DcaNas:
         """Returns no work between steps: all of it is in the step."""
         return []
 
-    def current_formats(self, state: CellState) -> None:
-        """Returns no formats: the search network is a float one."""
-        return None
+    def _formats(self, alphas: Alphas) -> FormatMixture | None:
+        if self.stages is None:
+            return None
+        return self.stages.mixture(alphas[FORMATS], self.sites)
+
+    def current_formats(self, state: CellState) -> FormatMixture | None:
+        """Returns the mixture that the search network runs with; None: it is float."""
+        return self._formats(state.architecture.alphas)
 
     def progress(self, state: CellState) -> dict[str, Any]:
         """Returns expected and derived cost over the bounds, and the probabilities."""
@@ -197,26 +217,36 @@ def architecture_progress(
     over the limit), NAME_multiplier.
     """
     numbers = {name: float(x) for name, x in architecture.report(state).items()}
-    derived = space.derive(state.alphas)
+    derived, formats = space.derive(state.alphas), derived_formats(state.alphas)
     for limit in architecture.limits:
-        ratio = limit.cost(space, derived) / limit.bound
+        ratio = limit.at(formats).cost(space, derived) / limit.bound
         numbers[f"{limit.name}_derived_ratio"] = ratio
     return {**numbers, "probabilities": probability_rows(space, softmax(state.alphas))}
 
 
 def probability_rows(
     space: CellSpace, probabilities: Alphas
-) -> Float[np.ndarray, "R O"]:
-    """Returns the rows of all kinds of cell, one below the other (`edge_names`)."""
-    rows = [np.asarray(probabilities[kind], np.float64) for kind in space.kinds]
-    return np.concatenate(rows).round(4)
+) -> Float[np.ndarray, "R K"]:
+    """Returns the rows of all kinds of cell, one below the other (`row_names`).
+
+    Formats of stages come last; NaN stands where a row has fewer options than others.
+    """
+    kinds = [kind for kind in (*space.kinds, FORMATS) if kind in probabilities]
+    tables = [np.asarray(probabilities[kind], np.float64) for kind in kinds]
+    width = max(table.shape[1] for table in tables)
+    padded = [
+        np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=np.nan)
+        for t in tables
+    ]
+    return np.concatenate(padded).round(4)
 
 
-def edge_names(space: CellSpace) -> list[str]:
+def row_names(space: CellSpace, stages: int = 0) -> list[str]:
     """Returns a name for each row of `probability_rows`: "normal 0 to 2"."""
     several = len(space.kinds) > 1
-    return [
+    edges = [
         f"{kind + ' ' if several else ''}{source} to {target}"
         for kind in space.kinds
         for source, target in space.edges
     ]
+    return edges + [f"format of stage {stage + 1}" for stage in range(stages)]

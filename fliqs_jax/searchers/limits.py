@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fliqs_jax.models.cells import Alphas, CellCost, CellSpace, softmax
+from fliqs_jax.models.cells import Alphas, CellCost, CellSpace, StagedCost, softmax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +29,8 @@ class Limit:
     Args:
       name: of the cost, with its unit: "parameters", "macs", "size_bits", "latency_ms".
       bound: K_d, the most that the derived network may cost.
-      derived: cost of the derived network.
+      derived: cost of the derived network; a `StagedCost` where formats of its stages
+        are searched, too.
       search: k_s, cost of the search network; the derived one's where they are one.
       search_bound: K_s, what k_s is held to; None is the bound itself.
       measured: the cost of every cell of a listed space, by choice (`grid_of_cells`),
@@ -41,8 +42,8 @@ class Limit:
 
     name: str
     bound: float
-    derived: CellCost
-    search: CellCost | None = None
+    derived: CellCost | StagedCost
+    search: CellCost | StagedCost | None = None
     search_bound: float | None = None
     measured: np.ndarray | None = None
 
@@ -59,6 +60,13 @@ class Limit:
         cost = self.derived if self.search is None else self.search
         bound = self.bound if self.search_bound is None else self.search_bound
         return cost.scaled(1.0 / bound).of_alphas(alphas)
+
+    def at(self, formats: Sequence[int] | None) -> "Limit":
+        """Returns the limit on a network of decided stages' formats; None: it has none.
+
+        Costs of choices are those of the limit returned.
+        """
+        return dataclasses.replace(self, derived=self.derived.at(formats))
 
     def cost(self, space: CellSpace, choice: Int[np.ndarray, "D"]) -> float:
         """Returns what the derived network of a choice costs; NaN where unknown."""

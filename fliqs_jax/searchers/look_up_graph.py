@@ -16,8 +16,10 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from fliqs_jax.models.cells import CellCost, CellSpace
+from fliqs_jax.models.cells import FORMATS, CellCost, CellSpace, StagedCost
+from fliqs_jax.searchers.cell_repair import derived_formats
 from fliqs_jax.searchers.limits import Limit
+from fliqs_jax.searchers.stage_formats import StageFormats
 
 LEAST_BOUNDS, LEAST_SEEDS = 6, 2
 
@@ -109,8 +111,9 @@ def load_look_up_graph(path: str | os.PathLike[str]) -> LookUpGraph:
 
 def random_look_up_graph(
     space: CellSpace,
-    search: CellCost,
-    derived: CellCost,
+    search: CellCost | StagedCost,
+    derived: CellCost | StagedCost,
+    stages: StageFormats | None = None,
     *,
     num_bounds: int = 12,
     num_seeds: int = 32,
@@ -127,14 +130,14 @@ def random_look_up_graph(
       space: the space.
       search: k_s.
       derived: cost of the derived network.
+      stages: whose formats are searched as well, if they are.
       num_bounds: K' between the costs of all mass on the cheapest and on the dearest
         operations, both ends left out.
       num_seeds: random weights at each.
       steps: of descent.
       seed: of the weights.
     """
-    low = search.constant + sum(t.min(axis=1).sum() for t in search.tables.values())
-    high = search.constant + sum(t.max(axis=1).sum() for t in search.tables.values())
+    low, high = search.span()
     levels = np.linspace(low, high, num_bounds + 2)[1:-1]
     bounds = np.repeat(levels, num_seeds)
     optimizer = optax.adam(0.05)
@@ -151,6 +154,9 @@ def random_look_up_graph(
             return (optax.apply_updates(alphas, updates), state), None
 
         alphas = space.init_alphas(key, scale=1.0)
+        if stages is not None:
+            key = jax.random.fold_in(key, 1)
+            alphas[FORMATS] = stages.init_logits(key, scale=1.0)
         start = (alphas, optimizer.init(alphas))
         return jax.lax.scan(step, start, length=steps)[0][0]
 
@@ -158,10 +164,11 @@ def random_look_up_graph(
         jax.random.split(jax.random.key(seed), len(bounds)), jnp.array(bounds)
     )
     alphas = jax.device_get(alphas)
-    costs = [
-        derived.of(space, space.derive({kind: a[n] for kind, a in alphas.items()}))
-        for n in range(len(bounds))
-    ]
+    costs = []
+    for index in range(len(bounds)):
+        one = {kind: a[index] for kind, a in alphas.items()}
+        cost = derived.at(derived_formats(one))
+        costs.append(cost.of(space, space.derive(one)))
     return fit_look_up_graph(bounds, np.array(costs))
 
 

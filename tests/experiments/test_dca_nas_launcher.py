@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from launching import launch
 
+import fliqs_jax as fq
 from experiments import dca_nas
+from fliqs_jax import costs
 from fliqs_jax.models import cells
+from fliqs_jax.train.classifier import image_sites
 
 PARAMETERS = cells.nasbench201_network_counts(10, image_shape=(8, 8, 1))
 
@@ -80,6 +83,8 @@ def test_table_search_holds_its_limits_and_reports_the_cell(table, tmp_path, cap
         (["--accuracy_column=test_accuracy"], "for judging what was found"),
         (["--latency_limit=2"], "need each other"),
         (["--space=darts"], "is for --space=nasbench201"),
+        (["--bops_limit=1e9"], "give the formats to choose from"),
+        (["--stage_formats=int4,int8", "--bops_limit=1e9"], "tables are of float"),
     ],
 )
 def test_what_no_search_can_do_is_refused(table, tmp_path, flags, message):
@@ -134,3 +139,35 @@ def test_network_search_trains_what_it_derived_and_resumes(tmp_path):
     again = summary_of(tmp_path / "a")
     assert again["genotype"] == found["genotype"]
     np.testing.assert_equal(again["multipliers"], found["multipliers"])
+
+
+@pytest.mark.slow
+def test_formats_of_stages_are_searched_with_the_operations(tmp_path):
+    flags = (
+        "--space=nasbench201",
+        "--model_options=width=4,num_cells=1",
+        "--search_options=bottleneck=2",
+        "--stage_formats=int4,int6,int8",
+        "--bops_limit=4e6",
+        "--steps=12",
+        "--batch_size=64",
+        "--validation_fraction=0.5",
+        "--final_steps=6",
+        "--evaluate_every=0",
+        "--log_every=2",
+        "--architecture_learning_rate=0.1",
+    )
+    folder = tmp_path / "run"
+    launch(dca_nas, f"--workdir={folder}", *flags)
+    found = summary_of(folder)
+    assert found["violations"] == [] and found["costs"]["bops"] <= 4e6
+    assert len(found["stage_formats"]) == 3
+    # The derived network was trained at the policy found, which costs as much.
+    trained = fq.Policy.load(folder / "derived" / "policy.json")
+    policy = fq.Policy.load(folder / "policy.json")
+    assert [w for w, _ in trained.values()] == [w for w, _ in policy.values()]
+    model = fq.create_model("nasbench201", cell=found["genotype"], width=4, num_cells=1)
+    sites = image_sites(model, (8, 8, 1))
+    cost = costs.policy_cost(costs.site_bops, sites, policy)
+    assert found["costs"]["bops"] == cost
+    assert "format of stage 3" in (folder / "report.html").read_text()

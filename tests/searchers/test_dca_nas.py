@@ -21,7 +21,7 @@ from fliqs_jax.models.cells import (
 )
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.architecture import Architecture, ArchitectureSettings
-from fliqs_jax.searchers.dca_nas import DcaNas, edge_names
+from fliqs_jax.searchers.dca_nas import DcaNas, row_names
 from fliqs_jax.searchers.limits import Limit, MultiplierSettings
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.mapping import AXIS, replicate, shard_batch, shard_map_step
@@ -251,7 +251,7 @@ def test_progress_names_edges_and_compares_expected_with_derived_cost():
     state = Runner(searcher).first
     found = searcher.progress(state)
     rows = found["probabilities"]
-    assert len(rows) == len(edge_names(NASBENCH201)) == 6
+    assert len(rows) == len(row_names(NASBENCH201)) == 6
     np.testing.assert_allclose(rows.sum(axis=1), 1.0, atol=1e-3)
     cost = COST.cost("parameters")
     expected = float(cost.of_alphas(state.architecture.alphas)) / 3000

@@ -74,6 +74,7 @@ from fliqs_jax.models.cells.space import (
     log_softmax,
     nasbench201_grid,
 )
+from fliqs_jax.models.cells.staged_cost import FORMATS, StagedCost, staged_cost
 from fliqs_jax.models.cells.table import ArchitectureTable
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "DartsPlace",
     "DartsSearchNetwork",
     "Decision",
+    "FORMATS",
     "FactorizedReduce",
     "MixedEdges",
     "NASBENCH201",
@@ -109,6 +111,7 @@ __all__ = [
     "RESNET_CELL",
     "ReductionBlock",
     "ReluConvNorm",
+    "StagedCost",
     "Tables",
     "convolution",
     "darts_counts",
@@ -132,4 +135,5 @@ __all__ = [
     "nasbench201_string",
     "operation_counts",
     "softmax",
+    "staged_cost",
 ]

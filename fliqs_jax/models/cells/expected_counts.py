@@ -10,6 +10,7 @@ probabilities the latter is the derived network's own count.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,21 @@ class CellCost:
     def options(self, space: CellSpace) -> list[Float64[np.ndarray, "_"]]:
         """Returns what each option of each decision adds to the constant."""
         return [decision.totals(self.tables) for decision in space.decisions]
+
+    def at(self, formats: Sequence[int] | None) -> "CellCost":
+        """Returns the cost itself, which no stage's format changes (`StagedCost`)."""
+        del formats
+        return self
+
+    def cheapest(self) -> "CellCost":
+        """Returns the cost itself, as `at` does."""
+        return self
+
+    def span(self) -> tuple[float, float]:
+        """Returns the costs of all mass on the cheapest and on the dearest entries."""
+        rows = np.concatenate([*self.tables.values()])
+        low, high = rows.min(axis=1).sum(), rows.max(axis=1).sum()
+        return self.constant + low, self.constant + high
 
     def scaled(self, factor: float | int) -> "CellCost":
         """Returns the cost in another unit."""

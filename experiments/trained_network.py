@@ -1,4 +1,7 @@
-"""The float network of a launcher: given by --init_from, or trained by the flags."""
+"""The network that a launcher starts from or ends with, trained by the flags.
+
+The float one of --init_from, too, for those that start from trained weights.
+"""
 
 import dataclasses
 import functools
@@ -48,7 +51,7 @@ def load_float(
     return TrainedState(variables.pop("params"), variables), 0.0
 
 
-def train_float(
+def train_network(
     model: nn.Module | nnx.Module,
     dataset: Dataset,
     *,
@@ -57,8 +60,9 @@ def train_float(
     name: str | None,
     options: Mapping[str, Any],
     learning_rate: float | None = None,
+    policy: fq.Policy | None = None,
 ) -> tuple[TrainedState, float, Mapping[str, Any]]:
-    """Trains a float network in a folder of its own, or finds it trained there.
+    """Trains a network in a folder of its own, or finds it trained there.
 
     Args:
       model: the network.
@@ -68,25 +72,29 @@ def train_float(
       name: under which `create_model` makes the network; None if it does not.
       options: its fields.
       learning_rate: the largest; None is that of the flags.
+      policy: to train it at; None is float.
 
     Returns:
       The variables, the seconds that training took, and the run's summary.
     """
     sites = image_sites(model, dataset.train.image_shape)
+    policy = policy or fq.Policy.uniform(sites, "fp32")
+    names = {name for pair in policy.values() for name in pair} | {"int8"}
+    formats = [*sorted(names - {"fp32"}), "fp32"]
     optimizer = search_flags.optimizer_settings()
     if learning_rate is not None:
         optimizer = dataclasses.replace(optimizer, learning_rate=learning_rate)
     result = fq.search_formats(
         model,
         dataset,
-        fq.SearchSpace(sites, ["int8", "fp32"]),
+        fq.SearchSpace(sites, formats),
         workdir=folder,
         cost_target=1.0,
         job=dataclasses.replace(common.job_settings(), steps=steps),
         fliqs=fq.FliqsSettings(label_smoothing=FLAGS.label_smoothing),
         optimizer=optimizer,
         augment=search_flags.augmentation(),
-        policy=fq.Policy.uniform(sites, "fp32"),
+        policy=policy,
         config={
             "model": name or FLAGS.model,
             "network": {"name": name, "options": dict(options)},
