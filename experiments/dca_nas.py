@@ -99,11 +99,18 @@ common.define(
     "list", "search_options", [], "Fields of the search network: bottleneck=4,layers=8."
 )
 common.define("integer", "order", None, "1, or 2: through a step of the weights.")
+common.define(
+    "float",
+    "temperature",
+    None,
+    "Of operations that are drawn, one an edge and step; none: all at once (DARTS).",
+)
 common.define("float", "warmup_fraction", None, "Of the steps, weights alone.")
 common.define("float", "architecture_learning_rate", None, "Adam's, on the alphas.")
 common.define("float", "entropy_weight", None, "At the end, in loss a nat.")
 common.define("float", "multiplier_rate", None, "Of the multipliers' ascent.")
 common.define("bool", "hinge", None, "Multipliers press above a limit only.")
+common.define("bool", "use_limits", None, "Reward cost while there is room for it.")
 common.define("float", "augmentation", None, "Quadratic term above a limit.")
 common.define("integer", "starts", None, "Of --signal=table: the best cell is taken.")
 common.define("bool", "greedy_repair", None, "Repair step by step, not exactly.")
@@ -281,13 +288,13 @@ def cell_settings() -> CellSearchSettings:
         values = {field: FLAGS[flag].value for field, flag in names.items()}
         return {**start, **{k: v for k, v in values.items() if v is not None}}
 
-    multipliers = {"rate": "multiplier_rate", "hinge": "hinge"}
+    multipliers = {"rate": "multiplier_rate", "hinge": "hinge", "used": "use_limits"}
     moves = {
         "learning_rate": "architecture_learning_rate",
         "entropy_weight": "entropy_weight",
     }
     base = TABLE_SETTINGS if FLAGS.signal == "table" else ArchitectureSettings()
-    own = ("warmup_fraction", "order", "greedy_repair", "starts")
+    own = ("warmup_fraction", "order", "temperature", "greedy_repair", "starts")
     return CellSearchSettings(
         architecture=dataclasses.replace(
             base,
@@ -307,7 +314,14 @@ def idle_flags() -> list[str]:
     if FLAGS.signal == "table":
         reason = "--signal=table trains no search network"
         idle |= dict.fromkeys(
-            ("order", "warmup_fraction", "search_options", "look_up_graph"), reason
+            (
+                "order",
+                "temperature",
+                "warmup_fraction",
+                "search_options",
+                "look_up_graph",
+            ),
+            reason,
         )
     else:
         idle["starts"] = "--signal=network starts once"

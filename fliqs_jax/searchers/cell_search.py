@@ -55,6 +55,7 @@ class CellSearchSettings:
     architecture: ArchitectureSettings = ArchitectureSettings()
     warmup_fraction: float = 0.3  # of the steps, weights alone (15 of 50 epochs)
     order: int = 1
+    temperature: float | None = None  # of drawn operations; None: softmax, as in DARTS
     greedy_repair: bool = False
     clip_norm: float = 5.0  # of the weights' gradient
     label_smoothing: float = 0.0
@@ -182,6 +183,7 @@ def search_cell_by_network(
         steps=job.steps,
         warmup_steps=int(settings.warmup_fraction * job.steps),
         order=settings.order,
+        temperature=settings.temperature,
         label_smoothing=settings.label_smoothing,
         stages=stages,
         sites=sites,

@@ -56,13 +56,40 @@ class CellState:
     @property
     def params(self) -> PyTree:
         """All parameters of the search network."""
-        return with_alphas(self.weights, self.architecture.alphas)
+        return with_shares(self.weights, softmax(self.architecture.alphas))
 
 
-def with_alphas(weights: PyTree, alphas: Alphas) -> PyTree:
-    """Returns the search network's parameters; logits of formats are none of them."""
-    own = {kind: alpha for kind, alpha in alphas.items() if kind != FORMATS}
+def with_shares(weights: PyTree, shares: Alphas) -> PyTree:
+    """Returns the search network's parameters; those of formats are none of them."""
+    own = {kind: table for kind, table in shares.items() if kind != FORMATS}
     return {**weights, ARCHITECTURE: own}
+
+
+def drawn_shares(key: Key[Array, ""], alphas: Alphas, temperature: float) -> Alphas:
+    r"""Draws one operation an edge, with a gradient as if it were a mean.
+
+    .. math:: p = \mathrm{onehot}(\arg\max_o (\alpha_o + g_o)), \qquad
+        \nabla p = \nabla \, \mathrm{softmax}((\alpha + g) / \tau)
+
+    g is Gumbel noise, so that o is drawn with probability softmax(alpha)_o.
+
+    Args:
+      key: of the noise.
+      alphas: architecture weights.
+      temperature: tau.
+
+    Reference:
+      Dong and Yang, Searching for a Robust Neural Architecture in Four GPU Hours
+      (GDAS), 2019, equations 5 to 7, https://arxiv.org/abs/1910.04465
+    """
+    keys = jax.random.split(key, len(alphas))
+    drawn = {}
+    for key, (kind, alpha) in zip(keys, sorted(alphas.items()), strict=True):
+        perturbed = alpha + jax.random.gumbel(key, alpha.shape)
+        soft = jax.nn.softmax(perturbed / temperature)
+        hard = jax.nn.one_hot(perturbed.argmax(axis=1), alpha.shape[1])
+        drawn[kind] = soft + lax.stop_gradient(hard - soft)
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +109,7 @@ class DcaNas:
     steps: int
     warmup_steps: int  # the weights train, the architecture does not
     order: int = 1
+    temperature: float | None = None  # of drawn operations; None: softmax, as in DARTS
     label_smoothing: float = 0.0
     stages: StageFormats | None = None  # whose formats are searched, too
     sites: tuple[Site, ...] = ()  # of the search network, for them
@@ -89,6 +117,8 @@ class DcaNas:
     def __post_init__(self):
         if self.order not in ORDERS:
             raise ValueError(f"order must be 1 or 2, got {self.order}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
                 f"warmup_steps must be 0 to {self.steps - 1}, fewer than the steps, got"
@@ -99,7 +129,8 @@ class DcaNas:
         """Returns the state before the first step."""
         init_key, run_key = jax.random.split(key)
         weights, model_state = self.classifier.init(init_key, images)
-        alphas = weights.pop(ARCHITECTURE)
+        del weights[ARCHITECTURE]
+        alphas = self.space.init_alphas(jax.random.fold_in(init_key, 2))
         if self.stages is not None:
             format_key = jax.random.fold_in(init_key, 1)
             alphas = {**alphas, FORMATS: self.stages.init_logits(format_key)}
@@ -114,14 +145,16 @@ class DcaNas:
 
     def step(self, state: CellState, batch: dict) -> tuple[CellState, dict]:
         """Moves the architecture, then the weights; runs per device (axis `data`)."""
-        keys = device_keys(state.key, state.step, ("train", "judge", "dropout"))
+        names = ("train", "judge", "dropout", "train_draw", "judge_draw")
+        keys = device_keys(state.key, state.step, names)
         images = self.classifier.training_images
-        training = images(keys["train"], batch["image"]), batch["label"]
+        training = images(keys["train"], batch["image"]), batch["label"], "train_draw"
         held_out = images(keys["judge"], batch["judge_image"]), batch["judge_label"]
+        held_out = (*held_out, "judge_draw")
 
         def loss(weights, alphas, examples):
             logits, model_state = self.classifier.train_forward(
-                with_alphas(weights, alphas),
+                with_shares(weights, self._shares(keys[examples[2]], alphas)),
                 state.model_state,
                 examples[0],
                 formats=self._formats(alphas),
@@ -190,6 +223,11 @@ class DcaNas:
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
         """Returns no work between steps: all of it is in the step."""
         return []
+
+    def _shares(self, key: Key[Array, ""], alphas: Alphas) -> Alphas:
+        if self.temperature is None:
+            return softmax(alphas)
+        return drawn_shares(key, alphas, self.temperature)
 
     def _formats(self, alphas: Alphas) -> FormatMixture | None:
         if self.stages is None:

@@ -96,17 +96,22 @@ class MultiplierSettings:
     """How multipliers move and what they add to the loss.
 
     `hinge` lets lambda press only while the limit is exceeded, lambda max(0, g);
-    `augmentation` is rho, the quadratic term of an augmented Lagrangian.
+    `augmentation` is rho, the quadratic term of an augmented Lagrangian. `used` lets
+    lambda fall below zero, which rewards cost while there is room: a limit is then what
+    to use, not only what not to exceed.
     """
 
     rate: float = 0.05  # eta
     hinge: bool = False
     augmentation: float = 0.0  # rho
+    used: bool = False
 
     def __post_init__(self):
         for name in ("rate", "augmentation"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.used and self.hinge:
+            raise ValueError("used needs hinge=False: with it nothing rewards cost")
 
 
 def penalty(
@@ -118,7 +123,8 @@ def penalty(
 
     .. math:: \sum_m \lambda_m \, (g_m + 1) + \tfrac{\rho}{2} \max(0, g_m)^2
 
-    With `hinge` the first term is lambda_m max(0, g_m).
+    With `hinge` the first term is lambda_m max(0, g_m), with `used` the second one
+    rho / 2 g_m^2.
 
     Args:
       multipliers: lambda, not negative.
@@ -134,7 +140,8 @@ def penalty(
     """
     excess = jnp.maximum(ratios - 1.0, 0.0)
     pressed = excess if settings.hinge else ratios
-    return (multipliers * pressed + 0.5 * settings.augmentation * excess**2).sum()
+    missed = ratios - 1.0 if settings.used else excess
+    return (multipliers * pressed + 0.5 * settings.augmentation * missed**2).sum()
 
 
 def update_multipliers(
@@ -142,7 +149,7 @@ def update_multipliers(
     ratios: Float[Array, "M"],
     settings: MultiplierSettings = MultiplierSettings(),
 ) -> Float[Array, "M"]:
-    r"""Returns the multipliers after a step of ascent, never negative.
+    r"""Returns the multipliers after a step of ascent, negative only with `used`.
 
     .. math:: \lambda \leftarrow \max(0, \lambda + \eta \, (k_s / K_s - 1))
 
@@ -150,7 +157,8 @@ def update_multipliers(
       >>> update_multipliers(jnp.array([0.0, 0.0]), jnp.array([2.0, 0.5])).round(3)
       Array([0.05, 0.  ], dtype=float32)
     """
-    return jnp.maximum(0.0, multipliers + settings.rate * (ratios - 1.0))
+    moved = multipliers + settings.rate * (ratios - 1.0)
+    return moved if settings.used else jnp.maximum(0.0, moved)
 
 
 def entropy(alphas: Alphas) -> Float[Array, ""]:

@@ -31,7 +31,7 @@ from fliqs_jax.searchers.static_calibration import (
     no_quantization,
     static_input_formats,
 )
-from fliqs_jax.train.batch_statistics import recalibrate
+from fliqs_jax.train.batch_statistics import read_momentum, recalibrate
 from fliqs_jax.train.classifier import Classifier, training_arguments
 from fliqs_jax.train.losses import correct
 from fliqs_jax.train.mapping import AXIS, place
@@ -108,6 +108,7 @@ class PopulationEvaluator:
         self._recalibrate_quantized = recalibrate_quantized
         self._cache_size = cache_size
         self._remembered: dict[bytes, PyTree] = {}
+        self._momentum: PyTree | None = None
         self._mesh = jax.make_mesh(
             (jax.device_count(),),
             (_CANDIDATES,),
@@ -245,11 +246,14 @@ class PopulationEvaluator:
         """Returns batch statistics of a chunk's candidates on training batches."""
         if not self._recalibration_batches:
             return model_state
-        return recalibrate(
-            lambda state, batch: self._run("update", (weights, formats, state), batch),
-            model_state,
-            self._training_batches(self._recalibration_batches),
-        )
+
+        def update(state, batch):
+            return self._run("update", (weights, formats, state), batch)
+
+        training = list(self._training_batches(self._recalibration_batches))
+        if self._momentum is None:  # the same for all candidates
+            self._momentum = read_momentum(update, model_state, training[0])
+        return recalibrate(update, model_state, training, momentum=self._momentum)
 
     def _training_batches(self, count: int):
         return ({"image": self._source.batch(i)["image"]} for i in range(count))

@@ -14,14 +14,34 @@ from jaxtyping import PyTree
 UpdateStatistics = Callable[[PyTree, PyTree], PyTree]
 
 
+def read_momentum(
+    update: UpdateStatistics, model_state: PyTree, batch: PyTree
+) -> PyTree:
+    r"""Returns the momentum m of every running average s' = m s + (1 - m) b.
+
+    It is the module's own business, and read off two passes over a batch: m = s'(2) -
+    s'(1). It depends neither on weights nor on formats.
+
+    Args:
+      update: one forward pass in training mode, jitted by the caller.
+      model_state: collections that `update` changes.
+      batch: what `update` takes.
+    """
+    ones, twos = (_filled(model_state, value) for value in (1.0, 2.0))
+    return jax.tree.map(jnp.subtract, update(twos, batch), update(ones, batch))
+
+
 def recalibrate(
-    update: UpdateStatistics, model_state: PyTree, batches: Iterable[PyTree]
+    update: UpdateStatistics,
+    model_state: PyTree,
+    batches: Iterable[PyTree],
+    *,
+    momentum: PyTree | None = None,
 ) -> PyTree:
     r"""Returns the model state with statistics averaged over `batches`.
 
-    A running average is updated as s' = m s + (1 - m) b. The momentum m is the module's
-    own business, so it is read off two passes over the first batch, from s = 1 and
-    s = 2: m = s'(2) - s'(1). Every batch then gives b = s'(0) / (1 - m). State that
+    A running average is updated as s' = m s + (1 - m) b, so that from s = 0 every batch
+    gives b = s'(0) / (1 - m), with the momentum m from `read_momentum`. State that
     forgets its past but needs it (m = 0, as the vectors of `nn.SpectralNorm`) is not
     set to 0: its new values from its own are averaged.
 
@@ -32,6 +52,7 @@ def recalibrate(
       model_state: collections that `update` changes; floats that it leaves alone
         (m = 1) and leaves that are not floats are returned as they were.
       batches: what `update` takes, one after the other.
+      momentum: of the same model; None reads it off the first batch.
 
     Returns:
       A tree like `model_state`.
@@ -47,13 +68,11 @@ def recalibrate(
     """
     if not jax.tree.leaves(model_state):
         return model_state
-    ones, twos = (_filled(model_state, value) for value in (1.0, 2.0))
-    momentum, total, count = None, None, 0
+    start, total, count = None, None, 0
     for batch in batches:
         if momentum is None:
-            momentum = jax.tree.map(
-                jnp.subtract, update(twos, batch), update(ones, batch)
-            )
+            momentum = read_momentum(update, model_state, batch)
+        if start is None:
             start = jax.tree.map(_zero_if_running, model_state, momentum)
         fresh = update(start, batch)
         total = fresh if total is None else jax.tree.map(jnp.add, total, fresh)

@@ -17,11 +17,10 @@ from fliqs_jax.models.cells import (
     NASBENCH201,
     MixedEdges,
     nasbench201_network_counts,
-    softmax,
 )
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.architecture import Architecture, ArchitectureSettings
-from fliqs_jax.searchers.dca_nas import DcaNas, row_names
+from fliqs_jax.searchers.dca_nas import DcaNas, drawn_shares, row_names
 from fliqs_jax.searchers.limits import Limit, MultiplierSettings
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.mapping import AXIS, replicate, shard_batch, shard_map_step
@@ -33,9 +32,9 @@ class OneCell(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         norm = functools.partial(BatchNorm, use_running_average=not train, affine=False)
-        alphas = self.param(ARCHITECTURE, NASBENCH201.init_alphas)
+        shares = self.param(ARCHITECTURE, lambda key: NASBENCH201.equal_shares())
         edges = MixedEdges(NASBENCH201, norm, lambda source: 1)
-        nodes = edges([nn.Dense(4)(images)], softmax(alphas)["cell"])
+        nodes = edges([nn.Dense(4)(images)], shares["cell"])
         return nn.Dense(3)(nodes[-1].mean((1, 2)))
 
 
@@ -258,3 +257,33 @@ def test_progress_names_edges_and_compares_expected_with_derived_cost():
     assert found["parameters_ratio"] == pytest.approx(expected)
     derived = cost.of(NASBENCH201, NASBENCH201.derive(state.architecture.alphas))
     assert found["parameters_derived_ratio"] == derived / 3000
+
+
+def test_drawn_operations_have_their_probability_and_the_gradient_of_the_mean():
+    alphas = {"cell": jnp.array([[0.0, 1.0, 2.0], [0.5, 0.5, -3.0]])}
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: drawn_shares(key, alphas, 0.7)["cell"])(keys)
+    np.testing.assert_allclose(drawn.sum(axis=2), 1.0, atol=1e-5)
+    assert np.isclose(drawn.max(axis=2), 1.0, atol=1e-5).all()
+    frequency = drawn.mean(axis=0)
+    np.testing.assert_allclose(frequency, jax.nn.softmax(alphas["cell"]), atol=0.03)
+    noise = jax.random.gumbel(jax.random.split(keys[0], 1)[0], (2, 3))
+    values = jnp.array([1.0, -2.0, 3.0])
+
+    def soft(alpha):
+        return (jax.nn.softmax((alpha + noise) / 0.7) @ values).sum()
+
+    def hard(alpha):
+        return (drawn_shares(keys[0], {"cell": alpha}, 0.7)["cell"] @ values).sum()
+
+    want = jax.grad(soft)(alphas["cell"])
+    np.testing.assert_allclose(jax.grad(hard)(alphas["cell"]), want, rtol=1e-5)
+
+
+def test_search_by_drawn_operations_moves_the_architecture():
+    runner = Runner(searcher_of(temperature=1.0))
+    state, metrics = runner(paired(1, 2))
+    assert np.isfinite(metrics["loss"])
+    assert not same(state.architecture.alphas, runner.first.architecture.alphas)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        searcher_of(temperature=0.0)

@@ -140,7 +140,7 @@ def test_random_graph_rises_with_the_bound():
 
 
 def test_a_lagrangian_takes_the_formats_that_pay():
-    """Stage 0 gains by bits, stage 2 does not: the latter makes room under the limit."""
+    """Stage 0 gains by bits, stage 2 does not and makes room under the limit."""
     alphas = random_alphas(3, scale=1e-3)
     convolution = NASBENCH201.operations.index("nor_conv_3x3")
     decided = 6.0 * np.eye(len(NASBENCH201.operations))[convolution]
@@ -180,8 +180,8 @@ def test_certain_stages_run_as_their_policy():
     formats = policy.formats(sites)
     names = [weights for weights, _ in policy.values()]
     clips = gaussian_clip_factors(stack_formats(names))
-    want = quantized.apply(variables, images, policy=formats.replace(weight_clip=clips))
-    got = quantized.apply(variables, images, policy=mixture)
+    apply = jax.jit(lambda policy: quantized.apply(variables, images, policy=policy))
+    want, got = apply(formats.replace(weight_clip=clips)), apply(mixture)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     outside = Policy.uniform(sites, "int8")
     stages = {site.path: STAGES.stage_of(site.path) for site in sites}

@@ -1,13 +1,13 @@
-r"""The search network: every operation on every edge, mixed by architecture weights.
+r"""The search network: every operation on every edge, each with its share.
 
-.. math:: \bar o^{(i,j)}(x_i) = \sum_o \mathrm{softmax}(\alpha^{(i,j)})_o \;
-    o(x_i; w_o^{(i)})
+.. math:: \bar o^{(i,j)}(x_i) = \sum_o p^{(i,j)}_o \; o(x_i; w_o^{(i)})
 
 Operations belong to the node that an edge leaves, so that each is computed once for all
 the nodes that take it: 3 x 5 in a NAS-Bench-201 cell, 5 x 8 in a DARTS cell, instead of
 6 x 5 and 14 x 8 (`share=False`, as published for DARTS). A bottleneck narrows the cells
-between 1x1 convolutions. The alphas are parameters like others, under "architecture",
-one table for all cells of a kind.
+between 1x1 convolutions. The shares p are a parameter like others, "architecture", one
+table for all cells of a kind; what they are, softmax of architecture weights or drawn,
+is the search's (`fliqs_jax.searchers.dca_nas`).
 """
 
 import functools
@@ -23,7 +23,6 @@ from jaxtyping import Float
 
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.cells.darts_counts import darts_places, darts_stride
-from fliqs_jax.models.cells.expected_counts import softmax
 from fliqs_jax.models.cells.nasbench201 import NASBENCH201_WIDTHS
 from fliqs_jax.models.cells.nasbench201_network import ReductionBlock
 from fliqs_jax.models.cells.operations import (
@@ -35,7 +34,7 @@ from fliqs_jax.models.cells.operations import (
 )
 from fliqs_jax.models.cells.space import DARTS, NASBENCH201, Alphas, CellSpace
 
-ARCHITECTURE = "architecture"  # the name of the alphas among the parameters
+ARCHITECTURE = "architecture"  # the name of the shares among the parameters
 
 Images = Float[jax.Array, "B H W C"]
 
@@ -71,7 +70,7 @@ class MixedEdges(nn.Module):
 
     @nn.compact
     def __call__(
-        self, nodes: Sequence[Images], probabilities: Float[jax.Array, "E O"]
+        self, nodes: Sequence[Images], shares: Float[jax.Array, "E O"]
     ) -> list[Float[jax.Array, "B h w c"]]:
         """Returns all nodes, those given first."""
         nodes, computed = list(nodes), {}
@@ -89,7 +88,7 @@ class MixedEdges(nn.Module):
             terms = []
             for edge, (source, end) in enumerate(self.space.edges):
                 if end == target:
-                    weights = probabilities[edge].astype(self.dtype)
+                    weights = shares[edge].astype(self.dtype)
                     terms += map(operator.mul, weights, outputs(source, target))
             nodes.append(functools.reduce(operator.add, terms))
         return nodes
@@ -106,7 +105,7 @@ class MixedEdges(nn.Module):
 
 
 class _SearchNetwork(nn.Module):
-    """What both spaces share: fields, norms, alphas."""
+    """What both spaces have: fields, norms, shares."""
 
     num_classes: int = 10
     bottleneck: int = 4
@@ -120,9 +119,8 @@ class _SearchNetwork(nn.Module):
         )
         return norm, functools.partial(norm, affine=False)
 
-    def _probabilities(self, space: CellSpace) -> Alphas:
-        # An alpha that is scaled by a schedule or by decay must not follow the dtype.
-        return softmax(self.param(ARCHITECTURE, space.init_alphas))
+    def _shares(self, space: CellSpace) -> Alphas:
+        return self.param(ARCHITECTURE, lambda key: space.equal_shares())
 
 
 class NasBench201SearchNetwork(_SearchNetwork):
@@ -155,7 +153,7 @@ class NasBench201SearchNetwork(_SearchNetwork):
     ) -> Float[jax.Array, "B num_classes"]:
         """Returns float32 logits; `train` takes and updates the batch's statistics."""
         norm, bare = self._norms(train)
-        probabilities = self._probabilities(NASBENCH201)["cell"]
+        shares = self._shares(NASBENCH201)["cell"]
         stem = convolution(self.width, 3, dtype=self.dtype, name="stem")
         x = norm()(stem(jnp.asarray(images)))
         for stage, multiple in enumerate(NASBENCH201_WIDTHS):
@@ -165,11 +163,11 @@ class NasBench201SearchNetwork(_SearchNetwork):
                     x
                 )
             for number in range(stage * self.num_cells, (stage + 1) * self.num_cells):
-                x = self._cell(x, probabilities, bare, f"cell_{number}")
+                x = self._cell(x, shares, bare, f"cell_{number}")
         pooled = nn.relu(norm()(x)).mean((1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype)(pooled).astype(jnp.float32)
 
-    def _cell(self, x, probabilities, norm, name):
+    def _cell(self, x, shares, norm, name):
         conv = functools.partial(ReluConvNorm, 1, norm, self.dtype, 1)
         features = x.shape[-1]
         if self.bottleneck > 1:
@@ -177,7 +175,7 @@ class NasBench201SearchNetwork(_SearchNetwork):
         edges = MixedEdges(
             NASBENCH201, norm, lambda source: 1, self.share, self.dtype, name=name
         )
-        x = edges([x], probabilities)[-1]
+        x = edges([x], shares)[-1]
         return conv(features, name=f"{name}_widen")(x) if self.bottleneck > 1 else x
 
 
@@ -211,18 +209,18 @@ class DartsSearchNetwork(_SearchNetwork):
     ) -> Float[jax.Array, "B num_classes"]:
         """Returns float32 logits; `train` takes and updates the batch's statistics."""
         norm, bare = self._norms(train)
-        probabilities = self._probabilities(DARTS)
+        shares = self._shares(DARTS)
         images = jnp.asarray(images)
         stem = convolution(3 * self.channels, 3, dtype=self.dtype, name="stem")
         before = last = norm()(stem(images))
         places = darts_places(self.channels, self.layers, images.shape[1:])
         for layer, place in enumerate(places):
-            cell = self._cell(before, last, place, probabilities, bare, f"cell_{layer}")
+            cell = self._cell(before, last, place, shares, bare, f"cell_{layer}")
             before, last = last, cell
         logits = nn.Dense(self.num_classes, dtype=self.dtype)(last.mean((1, 2)))
         return logits.astype(jnp.float32)
 
-    def _cell(self, before, last, place, probabilities, norm, name):
+    def _cell(self, before, last, place, shares, norm, name):
         features = place.channels // self.bottleneck
         conv = functools.partial(ReluConvNorm, 1, norm, self.dtype, 1)
         if place.after_reduction:
@@ -233,7 +231,7 @@ class DartsSearchNetwork(_SearchNetwork):
         stride = functools.partial(darts_stride, place.reduction)
         edges = MixedEdges(DARTS, norm, stride, self.share, self.dtype, name=name)
         kind = "reduce" if place.reduction else "normal"
-        joined = jnp.concatenate(edges(inputs, probabilities[kind])[2:], -1)
+        joined = jnp.concatenate(edges(inputs, shares[kind])[2:], -1)
         if self.bottleneck == 1:
             return joined
         return conv(4 * place.channels, name=f"{name}_widen")(joined)

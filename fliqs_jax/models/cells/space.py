@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Int, Key, Shaped
 
@@ -95,6 +96,12 @@ class CellSpace:
             kind: scale * jax.random.normal(key, shape)
             for kind, key in zip(self.kinds, keys, strict=True)
         }
+
+    def equal_shares(self) -> Alphas:
+        """Returns the probabilities of operations that are all as likely."""
+        size = len(self.operations)
+        shape = (len(self.edges), size)
+        return {kind: jnp.full(shape, 1 / size) for kind in self.kinds}
 
     def choice(self, genotype: Any) -> Int[np.ndarray, "D"]:
         """Returns the options of a genotype; ValueError where it is none."""
