@@ -22,6 +22,7 @@ FLIQNAS); Bender et al., TuNAS, 2020, https://arxiv.org/abs/2008.06120
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,8 +51,7 @@ from fliqs_jax.searchers.one_shot import (
     Quality,
     SearchState,
     calibration_hooks,
-    judge,
-    judges_at,
+    judge_samples,
     negated_loss,
 )
 from fliqs_jax.searchers.subnetwork_classifier import Subnetwork, SubnetworkClassifier
@@ -179,14 +179,17 @@ class Fliqnas:
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, live)
         controller, judged = state.controller, {}
         if self.searching:
-            judged_batch, known = (images, batch["label"]), [quality]
-            if (
-                "judge_image" in batch
-            ):  # held out: the training pass tells nothing of it
-                held_out = self.classifier.normalise(batch["judge_image"])
-                judged_batch, known = (held_out, batch["judge_label"]), []
-            controller, judged = self._judge(
-                state, judged_batch, samples, known, keys["dropout"]
+            # Decisions about what a sample leaves out are marked: it tells nothing of
+            # them, and whatever runs takes any option of theirs.
+            controller, judged = judge_samples(
+                self,
+                state,
+                batch,
+                images=images,
+                samples=jax.vmap(self.costs.marked)(samples),
+                trained=quality,
+                formats=functools.partial(self.subnetwork, state),
+                dropout_key=keys["dropout"],
             )
         metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
         return (
@@ -231,35 +234,6 @@ class Fliqnas:
         swapped = jax.random.bernoulli(key, jnp.clip(share, 0, 1), options.shape)
         swapped &= jnp.asarray(of_architecture & self.open)
         return jnp.where(swapped, largest, options)
-
-    def _judge(self, state, judged_batch, samples, known, dropout_key):
-        """Returns the next controller state, and its metrics.
-
-        Decisions about what a sample leaves out are marked: it tells nothing of them.
-        Whatever runs takes any option of theirs.
-        """
-        images, labels = judged_batch
-        samples = jax.vmap(self.costs.marked)(samples)
-
-        def quality_of(options):
-            logits, _ = self.classifier.train_forward(
-                state.params,
-                state.model_state,
-                images,
-                formats=self.subnetwork(state, options),
-                dropout_key=dropout_key,  # the same mask: common noise cancels
-            )
-            return self.quality(logits, labels).mean()
-
-        return judge(
-            self.controller,
-            state.controller,
-            samples,
-            known=known,
-            quality_of=quality_of,
-            step=state.step,
-            due=judges_at(state.step, self.controller, self.phases, self.judge_every),
-        )
 
     def calibrate(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
         """Moves the clip bounds towards what this batch asks for; runs per device.

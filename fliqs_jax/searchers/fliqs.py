@@ -13,6 +13,7 @@ Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,8 +39,7 @@ from fliqs_jax.searchers.one_shot import (
     Quality,
     SearchState,
     calibration_hooks,
-    judge,
-    judges_at,
+    judge_samples,
     negated_loss,
 )
 from fliqs_jax.train.classifier import Classifier
@@ -154,14 +154,15 @@ class Fliqs:
         )
         controller, judged = state.controller, {}
         if self.policy is None:
-            judged_batch, known = (images, batch["label"]), [quality]
-            if (
-                "judge_image" in batch
-            ):  # held out: the training pass tells nothing of it
-                held_out = self.classifier.normalise(batch["judge_image"])
-                judged_batch, known = (held_out, batch["judge_label"]), []
-            controller, judged = self._judge(
-                state, judged_batch, samples, known, keys["dropout"]
+            controller, judged = judge_samples(
+                self,
+                state,
+                batch,
+                images=images,
+                samples=samples,
+                trained=quality,
+                formats=functools.partial(self.formats, state),
+                dropout_key=keys["dropout"],
             )
         metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
         return (
@@ -173,30 +174,6 @@ class Fliqs:
                 controller=controller,
             ),
             metrics,
-        )
-
-    def _judge(self, state, judged_batch, samples, known, dropout_key):
-        """Returns the next controller state, and its metrics."""
-        images, labels = judged_batch
-
-        def quality_of(options):
-            logits, _ = self.classifier.train_forward(
-                state.params,
-                state.model_state,
-                images,
-                formats=self.formats(state, options),
-                dropout_key=dropout_key,  # the same mask: common noise cancels
-            )
-            return self.quality(logits, labels).mean()
-
-        return judge(
-            self.controller,
-            state.controller,
-            samples,
-            known=known,
-            quality_of=quality_of,
-            step=state.step,
-            due=judges_at(state.step, self.controller, self.phases, self.judge_every),
         )
 
     def calibrate(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:

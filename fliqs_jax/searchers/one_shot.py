@@ -7,7 +7,8 @@ architecture and formats (`fliqnas`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -130,6 +131,66 @@ def judge(
         )
 
     return lax.cond(due, update, skip, state)
+
+
+@runtime_checkable
+class OneShot(Protocol):
+    """What judging takes of a one-shot search."""
+
+    classifier: Any  # `Classifier`, or one of sub-networks
+    controller: Controller
+    quality: Quality
+    phases: Phases
+    judge_every: int
+
+
+def judge_samples(
+    search: OneShot,
+    state: SearchState,
+    batch: Mapping[str, Array],
+    *,
+    images: Float[Array, "B H W C"],
+    samples: Int[Array, "S D"],
+    trained: Float[Array, ""],
+    formats: Callable[[Int[Array, "D"]], Any],
+    dropout_key: Key[Array, ""],
+) -> tuple[ControllerState, dict[str, Array]]:
+    """Judges samples by the weights before the step; see `judge`.
+
+    Args:
+      search: whose step it is.
+      state: before the step.
+      batch: with held-out examples where those are to judge (`judge_image`).
+      images: as the training pass saw them.
+      samples: of the controller, the first one trained.
+      trained: its quality in the training pass.
+      formats: from options to what the classifier runs with.
+      dropout_key: the same mask as in training: common noise cancels.
+    """
+    known, labels = [trained], batch["label"]
+    if "judge_image" in batch:  # of which the training pass tells nothing
+        known, labels = [], batch["judge_label"]
+        images = search.classifier.normalise(batch["judge_image"])
+
+    def quality_of(options):
+        logits, _ = search.classifier.train_forward(
+            state.params,
+            state.model_state,
+            images,
+            formats=formats(options),
+            dropout_key=dropout_key,
+        )
+        return search.quality(logits, labels).mean()
+
+    return judge(
+        search.controller,
+        state.controller,
+        samples,
+        known=known,
+        quality_of=quality_of,
+        step=state.step,
+        due=judges_at(state.step, search.controller, search.phases, search.judge_every),
+    )
 
 
 def calibration_hooks(calibrate: Step, steps: int, *, every: int) -> list[Hook]:
