@@ -37,8 +37,7 @@ def write_cell_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    text = page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(body))
-    replace_text(folder / REPORT_NAME, text)
+    replace_text(folder / REPORT_NAME, page.document(title, body))
     return folder / REPORT_NAME
 
 
@@ -67,19 +66,8 @@ def _head(title: str, summary: dict[str, Any]) -> str:
     tiles.append(("MACs", words.count(summary["macs"]), "of an example", ""))
     remark = f"{words.duration(summary['seconds_of_search'])} of it the search"
     tiles.append(("Time", words.duration(summary["seconds"]), remark, ""))
-    shown = "".join(
-        page.TILE.format(
-            name=escape(name), value=escape(value), remark=escape(remark), mood=mood
-        )
-        for name, value, remark, mood in tiles
-    )
-    return "\n".join(
-        [
-            '<p class="kicker">DCA-NAS search report</p>',
-            f"<h1>{escape(title)}</h1>",
-            f'<p class="lead">{escape(_repair_sentence(summary))}</p>',
-            f'<div class="tiles">{shown}</div>',
-        ]
+    return page.opening(
+        "DCA-NAS search report", title, _repair_sentence(summary), tiles
     )
 
 

@@ -48,8 +48,7 @@ def write_compression_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    text = page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(body))
-    replace_text(folder / REPORT_NAME, text)
+    replace_text(folder / REPORT_NAME, page.document(title, body))
     return folder / REPORT_NAME
 
 
@@ -100,21 +99,12 @@ def _head(
         fraction = f"{summary['cost'] / summary['cost_of_reference']:.3f}"
         name = f"Size (uniform {run.config.cost_reference}: 1)"
         tiles.insert(2, (name, fraction, verdict))
-    shown = "".join(
-        page.TILE.format(
-            name=escape(name), value=escape(value), remark=escape(remark), mood=""
-        )
-        for name, value, remark in tiles
+    lead = (
+        "The weights are exactly values of their codebooks; inputs and biases stay "
+        "float."
     )
-    return "\n".join(
-        [
-            f'<p class="kicker">{escape(method)} report</p>',
-            f"<h1>{escape(title)}</h1>",
-            '<p class="lead">The weights are exactly values of their codebooks; inputs '
-            "and biases stay float.</p>",
-            f'<div class="tiles">{shown}</div>',
-        ]
-    )
+    moodless = [(*tile, "") for tile in tiles]
+    return page.opening(f"{method} report", title, lead, moodless)
 
 
 def _mean_bits(record: CompressionRecord) -> float:

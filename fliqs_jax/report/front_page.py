@@ -44,8 +44,7 @@ def write_front_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    text = page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(body))
-    replace_text(folder / REPORT_NAME, text)
+    replace_text(folder / REPORT_NAME, page.document(title, body))
     return folder / REPORT_NAME
 
 
@@ -104,20 +103,7 @@ def _head(title: str, summary: Mapping[str, Any]) -> str:
     tiles.append(("Evaluations", evaluations, f"front of {len(summary['front'])}", ""))
     remark = f"{words.duration(summary['seconds_of_search'])} of it the search"
     tiles.append(("Time", words.duration(summary["seconds"]), remark, ""))
-    shown = "".join(
-        page.TILE.format(
-            name=escape(name), value=escape(value), remark=escape(remark), mood=mood
-        )
-        for name, value, remark, mood in tiles
-    )
-    return "\n".join(
-        [
-            '<p class="kicker">SimQ-NAS search report</p>',
-            f"<h1>{escape(title)}</h1>",
-            f'<p class="lead">{escape(lead)}</p>',
-            f'<div class="tiles">{shown}</div>',
-        ]
-    )
+    return page.opening("SimQ-NAS search report", title, lead, tiles)
 
 
 def _front(summary: Mapping[str, Any]) -> str:

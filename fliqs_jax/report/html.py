@@ -56,8 +56,7 @@ def render_report(run: Run) -> str:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    title = escape(words.headline(run))
-    return page.PAGE.format(title=title, css=page.CSS, body="\n".join(body))
+    return page.document(words.headline(run), body)
 
 
 def figure_html(figure, name: str, label: str, caption: str) -> str:

@@ -58,8 +58,7 @@ def write_network_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(whole),
         sections.settings(formats),
     ]
-    title = escape(words.headline(run))
-    text = page.PAGE.format(title=title, css=page.CSS, body="\n".join(body))
+    text = page.document(words.headline(run), body)
     replace_text(folder / html.REPORT_NAME, text)
     return folder / html.REPORT_NAME
 

@@ -1,4 +1,7 @@
-"""The skeleton and the looks of the report page: constants for html.py to fill in."""
+"""The skeleton, the head and the looks of every report page."""
+
+from collections.abc import Sequence
+from html import escape
 
 # Colours of plots are variables (see style.to_svg): one page serves light, dark, paper.
 CSS = """
@@ -114,3 +117,35 @@ FIGURE = """<figure role="img" aria-label="{label}">
 TILE = """<div class="tile"><div class="name">{name}</div>
 <div class="value">{value}</div><div class="remark {mood}">{remark}</div></div>
 """
+
+Tile = tuple[str, str, str, str]  # name, value, remark, mood: "good", "bad" or ""
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """Returns a whole page; the title is text, the body's parts are HTML."""
+    return PAGE.format(title=escape(title), css=CSS, body="\n".join(body))
+
+
+def opening(
+    kicker: str, title: str, lead: str | None = None, tiles: Sequence[Tile] = ()
+) -> str:
+    """Returns the head of a page: what it is, its result in a sentence, key numbers.
+
+    Args:
+      kicker: the small line above, as text like all else.
+      title: the result.
+      lead: what it means; None is nothing.
+      tiles: the key numbers.
+    """
+    parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{escape(title)}</h1>"]
+    if lead is not None:
+        parts.append(f'<p class="lead">{escape(lead)}</p>')
+    if tiles:
+        shown = "".join(
+            TILE.format(
+                name=escape(name), value=escape(value), remark=escape(remark), mood=mood
+            )
+            for name, value, remark, mood in tiles
+        )
+        parts.append(f'<div class="tiles">{shown}</div>')
+    return "\n".join(parts)

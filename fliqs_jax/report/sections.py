@@ -16,20 +16,11 @@ def head(run: Run) -> str:
     """Returns the headline sentence, what it means, and the tiles of key numbers."""
     method = words.pretty(run.config.method) or "fliqs_jax"
     verb = "search" if run.probabilities is not None else "run"
-    parts = [
-        f'<p class="kicker">{escape(method)} {verb} report</p>',
-        f"<h1>{escape(words.headline(run))}</h1>",
-    ]
+    lead, tiles = None, ()
     if run.summary is not None:
-        parts.append(f'<p class="lead">{escape(_verdict(run))}</p>')
-        tiles = "".join(
-            page.TILE.format(
-                name=escape(name), value=escape(value), remark=escape(remark), mood=mood
-            )
-            for name, value, remark, mood in _key_numbers(run, run.summary)
-        )
-        parts.append(f'<div class="tiles">{tiles}</div>')
-    return "\n".join(parts)
+        lead, tiles = _verdict(run), _key_numbers(run, run.summary)
+    kicker = f"{method} {verb} report"
+    return page.opening(kicker, words.headline(run), lead, tiles)
 
 
 def _verdict(run: Run) -> str:
@@ -49,8 +40,7 @@ def _verdict(run: Run) -> str:
     )
 
 
-def _key_numbers(run: Run, summary: Summary) -> list[tuple[str, str, str, str]]:
-    """Name, value, remark and mood ("good", "bad" or "") of every tile."""
+def _key_numbers(run: Run, summary: Summary) -> list[page.Tile]:
     over = summary.cost_ratio >= 1 + 5e-4
     fraction = words.cost_fraction(run, summary.cost_ratio)
     tiles = [("Test accuracy", words.percent(summary.accuracy), _weights_note(run), "")]
