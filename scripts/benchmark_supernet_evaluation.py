@@ -122,11 +122,7 @@ def one_by_itself(space, state, dataset, vector, ptq, batch_size) -> float:
     sites = subnetwork_sites(space.net, parts.choice)
     model, small = extract(space.net, state.variables, parts.choice)
     own = TrainedState(small.pop("params"), small)
-    classifier = Classifier(
-        quantized=QuantizedModel(model, sites=sites),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-    )
+    classifier = Classifier.of(QuantizedModel(model, sites=sites), dataset)
     evaluator = Evaluator(
         classifier, dataset, batch_size=batch_size, recalibration_batches=4
     )

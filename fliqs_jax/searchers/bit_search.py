@@ -125,16 +125,15 @@ def search_bits(
     costs = cost_table(space, cost)
     if policy is None:
         check_target(costs, cost_target, cost_reference)
-    classifier = Classifier(
-        quantized=QuantizedModel(
+    classifier = Classifier.of(
+        QuantizedModel(
             model,
             sites=space.sites,
             per_channel=qbitopt.per_channel,
             learned_clips=True,
         ),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-        augment=augment,
+        dataset,
+        augment,
     )
     updates = UpdateSteps.of(
         job.steps,

@@ -167,12 +167,7 @@ def search_cell_by_network(
     check_limits(space, limits)
     sites = image_sites(model, dataset.train.image_shape) if stages else ()
     architecture = Architecture(limits, settings.architecture)
-    classifier = Classifier(
-        quantized=QuantizedModel(model),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-        augment=augment,
-    )
+    classifier = Classifier.of(QuantizedModel(model), dataset, augment)
     searcher = DcaNas(
         classifier=classifier,
         space=space,

@@ -172,12 +172,7 @@ def compress_network(
     check_batch_size(job.batch_size, mesh)
     l_steps = settings.l_steps(job.steps)
     sites = image_sites(model, dataset.train.image_shape)
-    classifier = Classifier(
-        quantized=QuantizedModel(model, sites=sites),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-        augment=augment,
-    )
+    classifier = Classifier.of(QuantizedModel(model, sites=sites), dataset, augment)
     image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), np.uint8)
     shapes, _ = jax.eval_shape(classifier.init, jax.random.key(0), image)
     scopes = find_scopes(shapes, rules)

@@ -87,11 +87,7 @@ def save_point(
         rows = {site.path: row for row, site in enumerate(space.net.sites)}
         kept = np.array([rows[site.path] for site in sites])
         formats = jax.tree.map(lambda leaf: leaf[kept], formats)
-        classifier = Classifier(
-            quantized=QuantizedModel(model, sites=sites),
-            mean=tuple(dataset.mean.tolist()),
-            std=tuple(dataset.std.tolist()),
-        )
+        classifier = Classifier.of(QuantizedModel(model, sites=sites), dataset)
         evaluator = Evaluator(classifier, dataset, batch_size=batch_size)
         result = evaluator.test(state, formats)
         save_network(folder, state, formats, classifier, static=True)

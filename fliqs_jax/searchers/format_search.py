@@ -91,16 +91,15 @@ def search_formats(
         warmup_fraction=fliqs.warmup_fraction if searching else 0.0,
         final_fraction=fliqs.final_fraction if searching else 1.0,
     )
-    classifier = Classifier(
-        quantized=QuantizedModel(
+    classifier = Classifier.of(
+        QuantizedModel(
             model,
             sites=space.sites,
             per_channel=fliqs.per_channel,
             clip_gradient=fliqs.clip_gradient,
         ),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-        augment=augment,
+        dataset,
+        augment,
     )
     searcher = Fliqs(
         classifier=classifier,

@@ -129,16 +129,15 @@ def search_network(
     target = cost_target * reference
     searcher = Fliqnas(
         classifier=SubnetworkClassifier(
-            Classifier(
-                quantized=QuantizedModel(
+            Classifier.of(
+                QuantizedModel(
                     space.net.model,
                     sites=space.net.sites,
                     per_channel=settings.per_channel,
                     clip_gradient=settings.clip_gradient,
                 ),
-                mean=tuple(dataset.mean.tolist()),
-                std=tuple(dataset.std.tolist()),
-                augment=augment,
+                dataset,
+                augment,
             ),
             space.net,
         ),

@@ -162,10 +162,8 @@ def allocate_formats(
             say(f"{folder} holds a finished run")
             return finished_result(folder)
         state, training_seconds = trained()
-        classifier = Classifier(
-            quantized=QuantizedModel(model, sites=space.sites, per_channel=per_channel),
-            mean=tuple(dataset.mean.tolist()),
-            std=tuple(dataset.std.tolist()),
+        classifier = Classifier.of(
+            QuantizedModel(model, sites=space.sites, per_channel=per_channel), dataset
         )
         source = batches(dataset.train, batch_size=batch_size, seed=seed)
         images = [source.batch(number) for number in range(settings.batches)]

@@ -276,12 +276,9 @@ def _logged(log: pathlib.Path) -> int:
 
 def _sensitivities(space, state, dataset, source, folder, settings, say):
     """Returns what each format costs each decision of the full network alone."""
-    classifier = Classifier(
-        quantized=QuantizedModel(
-            space.net.model, sites=space.net.sites, per_channel=True
-        ),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
+    classifier = Classifier.of(
+        QuantizedModel(space.net.model, sites=space.net.sites, per_channel=True),
+        dataset,
     )
     images = [source.batch(number) for number in range(settings.sensitivity_batches)]
     calibration = calibrate_inputs(classifier, state, space.space, images)

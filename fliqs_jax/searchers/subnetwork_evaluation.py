@@ -118,10 +118,8 @@ class PopulationEvaluator:
         self._state = place(state, self._placed())
         # A seed of its own, as of `train.evaluation`: the same images for all.
         self._source = batches(dataset.train, batch_size=batch_size, seed=2**31 - 1)
-        self._classifier = Classifier(
-            quantized=QuantizedModel(space.net.model, sites=space.net.sites),
-            mean=tuple(dataset.mean.tolist()),
-            std=tuple(dataset.std.tolist()),
+        self._classifier = Classifier.of(
+            QuantizedModel(space.net.model, sites=space.net.sites), dataset
         )
         self._programs = {
             "mask": self._program(self._mask),

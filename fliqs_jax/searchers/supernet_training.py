@@ -252,11 +252,8 @@ def train_supernet(
       ValueError: if the variables are another model's or the workdir another run's.
       TrainingDiverged: if the loss became NaN or infinite.
     """
-    classifier = Classifier(
-        quantized=QuantizedModel(net.model, sites=net.sites),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-        augment=augment,
+    classifier = Classifier.of(
+        QuantizedModel(net.model, sites=net.sites), dataset, augment
     )
     trainer = SupernetTrainer(
         classifier=classifier,

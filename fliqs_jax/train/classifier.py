@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from fliqs_jax.data import normalise
+from fliqs_jax.data import Dataset, normalise
 from fliqs_jax.nnx_adapter import NnxModel
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import Observations, QuantizedModel
@@ -75,6 +75,14 @@ class Classifier:
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
     augment: Augment | None = None  # of training batches, on device
+
+    @classmethod
+    def of(
+        cls, quantized: QuantizedModel, dataset: Dataset, augment: Augment | None = None
+    ) -> "Classifier":
+        """Returns a classifier with the input statistics of a data set."""
+        mean, std = tuple(dataset.mean.tolist()), tuple(dataset.std.tolist())
+        return cls(quantized, mean, std, augment)
 
     def init(self, key: Array, images: ArrayLike) -> tuple[PyTree, PyTree]:
         """Returns freshly initialised (params, model state)."""
