@@ -76,10 +76,10 @@ def stage_formats(space: cells.CellSpace, dataset: Dataset) -> StageFormats | No
                 " for example --stage_formats=int4,int6,int8"
             )
         return None
-    if FLAGS.signal == "table" or FLAGS.test_column is not None:
+    if FLAGS.signal != "network" or FLAGS.test_column is not None:
         raise ValueError(
             "--stage_formats need a search network and a network trained here: leave"
-            " out --signal=table and --test_column, tables are of float networks"
+            " out --signal and --test_column, the others are of float networks"
         )
     if FLAGS.size_bits_limit is None and FLAGS.bops_limit is None:
         raise ValueError(

@@ -6,8 +6,9 @@
   python -m experiments.dca_nas --workdir=runs/cell --space=darts --dataset=cifar10 \
       --parameter_limit=2.5e6 --validation_fraction=0.5 --steps=20000
 
-The signal is a search network trained on the data set, or a table of NAS-Bench-201: its
-expected validation accuracy (--accuracy_column), never a test accuracy. The derived
+The signal is a search network trained on the data set; or scores of untrained cells on
+its images, which cost a few gradients each (--signal=training_free, NAS-Bench-201); or
+a table: its expected validation accuracy, never a test accuracy. The derived
 cell is within every limit, whatever the search made of it; limits that no cell holds
 are refused with the smallest cell's cost. Then the derived network is trained
 (--final_steps) in WORKDIR/derived, a run of its own: `accuracy` is its test accuracy,
@@ -55,7 +56,9 @@ from fliqs_jax.searchers.dca_nas import row_names
 from fliqs_jax.searchers.expected_accuracy import TABLE_SETTINGS, search_grid
 from fliqs_jax.searchers.limits import Limit, MultiplierSettings
 from fliqs_jax.searchers.results import versions
+from fliqs_jax.searchers.scored_search import search_cell_by_scores
 from fliqs_jax.searchers.stage_formats import StageFormats
+from fliqs_jax.searchers.training_free import CellScorer
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.workdir import open_workdir, write_json
 
@@ -83,8 +86,9 @@ common.define(
     "enum",
     "signal",
     "network",
-    "What tells how good a cell is: a search network, or a table's expected accuracy.",
-    enum_values=["network", "table"],
+    "What tells how good a cell is: a search network, scores of untrained cells, or a "
+    "table's expected accuracy.",
+    enum_values=["network", "training_free", "table"],
 )
 define_limit_flags()
 common.define("string", "table", None, "CSV file of NAS-Bench-201 cells.")
@@ -112,7 +116,15 @@ common.define("float", "multiplier_rate", None, "Of the multipliers' ascent.")
 common.define("bool", "hinge", None, "Multipliers press above a limit only.")
 common.define("bool", "use_limits", None, "Reward cost while there is room for it.")
 common.define("float", "augmentation", None, "Quadratic term above a limit.")
-common.define("integer", "starts", None, "Of --signal=table: the best cell is taken.")
+common.define(
+    "integer", "starts", None, "Of the alphas, on a grid: the best cell is taken."
+)
+common.define(
+    "integer", "scored_cells", None, "Of --signal=training_free, drawn at random."
+)
+common.define(
+    "list", "scores", [], "Their scores.csv of other runs, same data, network and seed."
+)
 common.define("bool", "greedy_repair", None, "Repair step by step, not exactly.")
 common.define(
     "integer",
@@ -138,6 +150,11 @@ def run() -> None:
     )
     if FLAGS.signal == "table":
         check_table(space, dataset, table)
+    if FLAGS.signal == "training_free" and space is not cells.NASBENCH201:
+        raise ValueError(
+            "--signal=training_free predicts the scores of all cells of a space, which"
+            f" {space.name} has too many of: use --signal=network"
+        )
     stages = stage_formats(space, dataset)
     limits, facts = make_limits(space, dataset, table, search_model, stages)
     config = {
@@ -173,6 +190,16 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
             folder=folder,
             job=job,
             settings=settings,
+        )
+    if FLAGS.signal == "training_free":
+        return search_cell_by_scores(
+            CellScorer(model, space, dataset, seed=FLAGS.seed),
+            limits,
+            network_counts(space, dataset).cost("parameters"),
+            folder=folder,
+            job=job,
+            settings=settings,
+            known=[pathlib.Path(file) for file in FLAGS.scores],
         )
     return search_cell_by_network(
         model,
@@ -268,16 +295,17 @@ def final_steps() -> int:
     """Returns the training steps of the derived network."""
     if FLAGS.final_steps is not None:
         return FLAGS.final_steps
-    return FLAGS.steps if FLAGS.signal == "network" else 0
+    return 0 if FLAGS.signal == "table" else FLAGS.steps
 
 
 def search_options() -> dict[str, Any]:
     """Returns the fields of the search network; shared ones are the derived one's."""
     same = {}
     if FLAGS.space == "nasbench201":
-        same = {
-            k: v for k, v in common.model_options().items() if k in LAYOUT[FLAGS.space]
-        }
+        shared = LAYOUT[FLAGS.space]
+        same = {k: v for k, v in common.model_options().items() if k in shared}
+    if FLAGS.signal == "training_free":  # a stage of one cell tells as much as of five
+        same = {"num_cells": 1, **same, "share": False, "bottleneck": 1}
     return {**same, **common.parse_options(FLAGS.search_options)}
 
 
@@ -293,8 +321,15 @@ def cell_settings() -> CellSearchSettings:
         "learning_rate": "architecture_learning_rate",
         "entropy_weight": "entropy_weight",
     }
-    base = TABLE_SETTINGS if FLAGS.signal == "table" else ArchitectureSettings()
-    own = ("warmup_fraction", "order", "temperature", "greedy_repair", "starts")
+    base = ArchitectureSettings() if FLAGS.signal == "network" else TABLE_SETTINGS
+    own = (
+        "warmup_fraction",
+        "order",
+        "temperature",
+        "greedy_repair",
+        "starts",
+        "scored_cells",
+    )
     return CellSearchSettings(
         architecture=dataclasses.replace(
             base,
@@ -311,21 +346,15 @@ def cell_settings() -> CellSearchSettings:
 def idle_flags() -> list[str]:
     """Returns a note for each flag given that changes nothing in this run."""
     idle = dict(IDLE)
-    if FLAGS.signal == "table":
-        reason = "--signal=table trains no search network"
-        idle |= dict.fromkeys(
-            (
-                "order",
-                "temperature",
-                "warmup_fraction",
-                "search_options",
-                "look_up_graph",
-            ),
-            reason,
-        )
-    else:
-        idle["starts"] = "--signal=network starts once"
-        idle["accuracy_column"] = "--signal=network reads no accuracy"
+    trained = ("order", "temperature", "warmup_fraction", "look_up_graph")
+    scored = ("scored_cells", "scores")
+    without = {
+        "network": ("starts", "accuracy_column", *scored),
+        "training_free": trained,
+        "table": (*trained, "search_options", *scored),
+    }
+    reason = f"--signal={FLAGS.signal} knows none"
+    idle |= dict.fromkeys(without[FLAGS.signal], reason)
     return [
         f"note: --{name} has no effect: {reason}"
         for name, reason in idle.items()

@@ -84,7 +84,7 @@ def test_table_search_holds_its_limits_and_reports_the_cell(table, tmp_path, cap
         (["--latency_limit=2"], "need each other"),
         (["--space=darts"], "is for --space=nasbench201"),
         (["--bops_limit=1e9"], "give the formats to choose from"),
-        (["--stage_formats=int4,int8", "--bops_limit=1e9"], "tables are of float"),
+        (["--stage_formats=int4,int8", "--bops_limit=1e9"], "the others are of float"),
     ],
 )
 def test_what_no_search_can_do_is_refused(table, tmp_path, flags, message):

@@ -102,6 +102,17 @@ def test_bound_that_never_binds_changes_nothing():
     assert [x for x, _ in path] == free and {m for _, m in path} == {0.0}
 
 
+def test_limit_that_is_to_be_used_is_met_from_below_too():
+    form = MultiplierSettings(used=True, augmentation=5.0)
+    # The optimum, 3, is within both: the first bound alone is not used by itself.
+    for bound in (4.0, 2.0):
+        x, multiplier = solve(bound, form)[-1]
+        assert x == pytest.approx(bound, abs=0.02)
+        assert multiplier == pytest.approx(2 * (3 - bound) * bound, abs=0.05)
+    with pytest.raises(ValueError, match="used needs hinge=False"):
+        MultiplierSettings(used=True, hinge=True)
+
+
 def test_several_limits_have_a_multiplier_each():
     limits = [limit_of(SMALL, "parameters", 2e5), limit_of(SMALL, "macs", 1e9)]
     alphas = {"cell": np.zeros((6, 5))}

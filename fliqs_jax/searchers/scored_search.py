@@ -1,0 +1,150 @@
+r"""A cell search by training-free scores: some cells scored, the rest predicted.
+
+Random cells within the limits are scored (`training_free`), a predictor is fitted to
+their mean ranks r, and of all cells the grid
+
+.. math:: a(\text{cell}) = \tfrac23 \, \hat r + \tfrac13 \, r_{\text{parameters}}
+
+is searched as a table is, by gradient descent under the same multipliers. The scores
+alone stop at 1x1 convolutions, which tell images apart as well as larger ones: the
+third rank says that a limit is there to be used. Nothing is trained.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from fliqs_jax.models.cells import NASBENCH201, CellCost
+from fliqs_jax.searchers.cell_baselines import cells_within
+from fliqs_jax.searchers.cell_repair import check_limits
+from fliqs_jax.searchers.cell_search import (
+    CellSearchSettings,
+    FoundCell,
+    search_cell_by_grid,
+)
+from fliqs_jax.searchers.decisions import Decisions
+from fliqs_jax.searchers.expected_accuracy import Grid
+from fliqs_jax.searchers.limits import Limit
+from fliqs_jax.searchers.predictors import fit_predictor, one_hot
+from fliqs_jax.searchers.search_log import SearchLog
+from fliqs_jax.searchers.training_free import SCORES, mean_ranks
+from fliqs_jax.train.job import JobSettings
+from fliqs_jax.train.journal import Timer
+
+Scorer = Callable[[Int[np.ndarray, "N D"]], Float[np.ndarray, "N M"]]
+
+LOG_NAME = "scores.csv"
+_COUNTS = np.full(len(NASBENCH201.edges), len(NASBENCH201.operations))
+
+
+def search_cell_by_scores(
+    score: Scorer,
+    limits: tuple[Limit, ...],
+    parameters: CellCost,
+    *,
+    folder: pathlib.Path,
+    job: JobSettings,
+    settings: CellSearchSettings,
+    known: Sequence[pathlib.Path] = (),
+    say: Callable[[str], None] = print,
+) -> FoundCell:
+    """Searches NAS-Bench-201 for the cell of the best predicted rank.
+
+    Args:
+      score: from choices to scores, larger is better; a `CellScorer`.
+      limits: of derived networks.
+      parameters: of derived networks.
+      folder: of the run; scores.csv in it is appended to, and read when resumed.
+      job: steps of Adam on the alphas, and the seed.
+      settings: of the architecture's steps, and how many cells are scored.
+      known: logs of other runs, of the same network, data and seed.
+      say: receives what a person wants to read.
+
+    Raises:
+      ValueError: if no cell is within the limits, or a log is of another space.
+    """
+    check_limits(NASBENCH201, limits)
+    timer = Timer()
+    within = cells_within(NASBENCH201, limits)
+    choices, scores = score_some(
+        score,
+        within,
+        settings.scored_cells,
+        log=folder / LOG_NAME,
+        known=known,
+        seed=job.seed,
+        say=say,
+    )
+    grid = 2 / 3 * predicted_ranks(choices, scores)
+    grid += 1 / 3 * ranks_within(parameters, within)
+    found = search_cell_by_grid(grid, limits, folder=folder, job=job, settings=settings)
+    facts = {"seconds": timer.total(), "scored_cells": len(choices)}
+    return dataclasses.replace(found, facts={**found.facts, **facts})
+
+
+def score_some(
+    score: Scorer,
+    within: Bool[np.ndarray, "*O"],
+    count: int,
+    *,
+    log: pathlib.Path,
+    known: Sequence[pathlib.Path] = (),
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> tuple[Int[np.ndarray, "M D"], Float[np.ndarray, "M S"]]:
+    """Returns scored cells: so many within limits, and all others that logs know.
+
+    Args:
+      score: of one cell at a time.
+      within: which cells are within the limits.
+      count: of cells within; those that a log knows are not scored again.
+      log: a row is appended as soon as a cell is scored.
+      known: further logs, read only.
+      seed: of the draw.
+      say: receives a line.
+    """
+    own, *others = (
+        SearchLog(path, Decisions(_COUNTS.tolist()), SCORES) for path in (log, *known)
+    )
+    rows = {}
+    for each in (own, *others):
+        for choice, row in zip(*each.read(), strict=True):
+            rows[tuple(choice.tolist())] = row
+    allowed = np.random.default_rng(seed).permutation(np.argwhere(within))
+    new = [choice for choice in allowed if tuple(choice.tolist()) not in rows]
+    new = new[: max(0, count - (len(allowed) - len(new)))]
+    say(f"scoring {len(new)} of the {len(allowed)} cells within the limits")
+    for choice in new:
+        row = score(choice[None])
+        own.append(choice[None], row)
+        rows[tuple(choice.tolist())] = row[0]
+    return np.array(list(rows)), np.array(list(rows.values()))
+
+
+def predicted_ranks(
+    choices: Int[np.ndarray, "N D"], scores: Float[np.ndarray, "N S"]
+) -> Grid:
+    """Returns the mean rank of every cell, predicted from the scores of some."""
+    everything = np.transpose(np.unravel_index(range(_COUNTS.prod()), _COUNTS))
+    seen, features = (
+        one_hot(vectors, _COUNTS, np.ones(vectors.shape, bool))
+        for vectors in (choices, everything)
+    )
+    return fit_predictor(seen, mean_ranks(scores))(features).reshape(_COUNTS)
+
+
+def ranks_within(cost: CellCost, within: Bool[np.ndarray, "*O"]) -> Grid:
+    """Returns the rank of each cell's cost among those within, in (0, 100]; 0 beyond.
+
+    Args:
+      cost: of derived networks.
+      within: which cells count.
+    """
+    costs = cost.of(NASBENCH201, np.argwhere(within))
+    ranks = np.zeros(within.shape)
+    ranks[within] = 100.0 * stats.rankdata(costs) / len(costs)
+    return ranks
