@@ -116,11 +116,9 @@ common.define("float", "multiplier_rate", None, "Of the multipliers' ascent.")
 common.define("bool", "hinge", None, "Multipliers press above a limit only.")
 common.define("bool", "use_limits", None, "Reward cost while there is room for it.")
 common.define("float", "augmentation", None, "Quadratic term above a limit.")
+common.define("integer", "starts", None, "Of --signal=table: the best cell is taken.")
 common.define(
-    "integer", "starts", None, "Of the alphas, on a grid: the best cell is taken."
-)
-common.define(
-    "integer", "scored_cells", None, "Of --signal=training_free, drawn at random."
+    "integer", "scored_cells", 100, "Of --signal=training_free, drawn at random."
 )
 common.define(
     "list", "scores", [], "Their scores.csv of other runs, same data, network and seed."
@@ -197,8 +195,8 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
             limits,
             network_counts(space, dataset).cost("parameters"),
             folder=folder,
-            job=job,
-            settings=settings,
+            count=FLAGS.scored_cells,
+            seed=FLAGS.seed,
             known=[pathlib.Path(file) for file in FLAGS.scores],
         )
     return search_cell_by_network(
@@ -350,7 +348,7 @@ def idle_flags() -> list[str]:
     scored = ("scored_cells", "scores")
     without = {
         "network": ("starts", "accuracy_column", *scored),
-        "training_free": trained,
+        "training_free": (*trained, "starts", "accuracy_column"),
         "table": (*trained, "search_options", *scored),
     }
     reason = f"--signal={FLAGS.signal} knows none"

@@ -103,6 +103,8 @@ def _cell(summary: dict[str, Any]) -> str:
 
 
 def _limits(run: Run, summary: dict[str, Any]) -> str:
+    if run.probabilities is None:  # no gradient descended under multipliers
+        return ""
     if not cells.limit_names(run):
         return section_html("limits", "Limits", "<p>None: this is plain DARTS.</p>")
     caption = (
@@ -115,6 +117,8 @@ def _limits(run: Run, summary: dict[str, Any]) -> str:
 
 
 def _weights(run: Run, formats: list[str]) -> str:
+    if run.probabilities is None:
+        return ""
     caption = (
         "One panel an edge, one row an operation; the name beside a row is the most "
         "probable operation at the end."

@@ -30,7 +30,7 @@ from fliqs_jax.searchers.architecture import (
 )
 from fliqs_jax.searchers.cell_repair import Repair, check_limits
 from fliqs_jax.searchers.dca_nas import DcaNas, architecture_progress
-from fliqs_jax.searchers.expected_accuracy import Grid, search_by_table, search_grid
+from fliqs_jax.searchers.expected_accuracy import search_by_table, search_grid
 from fliqs_jax.searchers.limits import Limit
 from fliqs_jax.searchers.look_up_graph import (
     LookUpGraph,
@@ -59,15 +59,11 @@ class CellSearchSettings:
     greedy_repair: bool = False
     clip_norm: float = 5.0  # of the weights' gradient
     label_smoothing: float = 0.0
-    starts: int = 16  # of a search on a grid; the best cell by it is taken
-    scored_cells: int = 100  # of a search by training-free scores
+    starts: int = 16  # of a table search; the best cell by the signal is taken
 
     def __post_init__(self):
-        for name, least in (("starts", 1), ("scored_cells", 10)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} must be at least {least}, got {getattr(self, name)}"
-                )
+        if self.starts < 1:
+            raise ValueError(f"starts must be at least 1, got {self.starts}")
         if not 0.0 <= self.warmup_fraction < 1.0:
             raise ValueError(
                 f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}"
@@ -82,7 +78,7 @@ class FoundCell:
 
     genotype: Any  # the benchmark's string, or a DartsGenotype
     repair: Repair
-    state: ArchitectureState
+    state: ArchitectureState | None  # None where no gradient descended
     facts: Mapping[str, Any]  # seconds, compile_count
 
 
@@ -225,23 +221,6 @@ def search_cell_by_table(
       ValueError: if no cell is within the limits, or the column may not be searched.
     """
     grid = search_grid(table.search_values(column))
-    return search_cell_by_grid(grid, limits, folder=folder, job=job, settings=settings)
-
-
-def search_cell_by_grid(
-    grid: Grid,
-    limits: tuple[Limit, ...],
-    *,
-    folder: pathlib.Path,
-    job: JobSettings,
-    settings: CellSearchSettings,
-) -> FoundCell:
-    """Searches NAS-Bench-201 by the exact expected value of a grid over all cells.
-
-    Args:
-      grid: what is to be large, in percent.
-      limits: as for `search_cell_by_table`, and so is the rest.
-    """
     check_limits(NASBENCH201, limits)
     architecture, timer = Architecture(limits, settings.architecture), Timer()
 
@@ -331,12 +310,14 @@ def cell_summary(
         "derived_violations": list(repaired.violations),
         "repaired": bool(repaired.violations),
         "score_lost": repaired.score_lost,
-        "multipliers": {
-            limit.name: float(value)
-            for limit, value in zip(limits, found.state.multipliers, strict=True)
-        },
         **found.facts,
     }
+    if found.state is not None:
+        values = found.state.multipliers
+        summary["multipliers"] = {
+            limit.name: float(value)
+            for limit, value in zip(limits, values, strict=True)
+        }
     if stages is not None:
         summary["stage_formats"] = [stages.options[n] for n in repaired.formats]
         derived = [stages.options[n] for n in repaired.derived_formats]

@@ -1,16 +1,15 @@
 r"""A cell search by training-free scores: some cells scored, the rest predicted.
 
 Random cells within the limits are scored (`training_free`), a predictor is fitted to
-their mean ranks r, and of all cells the grid
+their mean ranks r, and of all cells within the limits the best is taken by
 
 .. math:: a(\text{cell}) = \tfrac23 \, \hat r + \tfrac13 \, r_{\text{parameters}}
 
-is searched as a table is, by gradient descent under the same multipliers. The scores
-alone stop at 1x1 convolutions, which tell images apart as well as larger ones: the
-third rank says that a limit is there to be used. Nothing is trained.
+The scores alone stop at 1x1 convolutions, which tell images apart as well as larger
+ones: the third rank says that a limit is there to be used. Nothing is trained, and no
+gradient descends: all cells are listed, so that the best one is exact.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -19,20 +18,15 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from fliqs_jax.models.cells import NASBENCH201, CellCost
-from fliqs_jax.searchers.cell_baselines import cells_within
-from fliqs_jax.searchers.cell_repair import check_limits
-from fliqs_jax.searchers.cell_search import (
-    CellSearchSettings,
-    FoundCell,
-    search_cell_by_grid,
-)
+from fliqs_jax.searchers.cell_baselines import cells_within, oracle
+from fliqs_jax.searchers.cell_repair import Repair, check_limits
+from fliqs_jax.searchers.cell_search import FoundCell
 from fliqs_jax.searchers.decisions import Decisions
 from fliqs_jax.searchers.expected_accuracy import Grid
 from fliqs_jax.searchers.limits import Limit
 from fliqs_jax.searchers.predictors import fit_predictor, one_hot
 from fliqs_jax.searchers.search_log import SearchLog
 from fliqs_jax.searchers.training_free import SCORES, mean_ranks
-from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.journal import Timer
 
 Scorer = Callable[[Int[np.ndarray, "N D"]], Float[np.ndarray, "N M"]]
@@ -47,8 +41,8 @@ def search_cell_by_scores(
     parameters: CellCost,
     *,
     folder: pathlib.Path,
-    job: JobSettings,
-    settings: CellSearchSettings,
+    count: int = 100,
+    seed: int = 0,
     known: Sequence[pathlib.Path] = (),
     say: Callable[[str], None] = print,
 ) -> FoundCell:
@@ -59,31 +53,46 @@ def search_cell_by_scores(
       limits: of derived networks.
       parameters: of derived networks.
       folder: of the run; scores.csv in it is appended to, and read when resumed.
-      job: steps of Adam on the alphas, and the seed.
-      settings: of the architecture's steps, and how many cells are scored.
+      count: of cells within the limits to score.
+      seed: of their draw.
       known: logs of other runs, of the same network, data and seed.
       say: receives what a person wants to read.
 
     Raises:
-      ValueError: if no cell is within the limits, or a log is of another space.
+      ValueError: if fewer than 10 cells are to be scored, no cell is within the limits,
+        or a log is of another space.
     """
+    if count < 10:
+        raise ValueError(f"count must be 10 or more to predict others by, got {count}")
     check_limits(NASBENCH201, limits)
     timer = Timer()
     within = cells_within(NASBENCH201, limits)
     choices, scores = score_some(
         score,
         within,
-        settings.scored_cells,
+        count,
         log=folder / LOG_NAME,
         known=known,
-        seed=job.seed,
+        seed=seed,
         say=say,
     )
     grid = 2 / 3 * predicted_ranks(choices, scores)
     grid += 1 / 3 * ranks_within(parameters, within)
-    found = search_cell_by_grid(grid, limits, folder=folder, job=job, settings=settings)
-    facts = {"seconds": timer.total(), "scored_cells": len(choices)}
-    return dataclasses.replace(found, facts={**found.facts, **facts})
+    best = oracle(grid, within)
+    costs = {limit.name: limit.cost(NASBENCH201, best) for limit in limits}
+    return FoundCell(
+        genotype=NASBENCH201.genotype(best),
+        repair=Repair(
+            derived=best,
+            choice=best,
+            derived_costs=costs,
+            costs=costs,
+            violations=(),
+            score_lost=0.0,
+        ),
+        state=None,
+        facts={"seconds": timer.total(), "scored_cells": len(choices)},
+    )
 
 
 def score_some(

@@ -133,7 +133,7 @@ class CellScorer:
 
     def _scores(self, shares, weights, model_state, drawn):
         weights = {k: v for k, v in weights.items() if k != ARCHITECTURE}
-        images = self._classifier.normalise(drawn["image"])
+        images = jax.vmap(self._classifier.normalise)(drawn["image"])
 
         def logits_of(weights, images):
             return self._classifier.train_forward(
