@@ -326,7 +326,6 @@ def cell_settings() -> CellSearchSettings:
         "temperature",
         "greedy_repair",
         "starts",
-        "scored_cells",
     )
     return CellSearchSettings(
         architecture=dataclasses.replace(
