@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.data import Dataset, normalise
 from fliqs_jax.nnx_adapter import NnxModel
-from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.policy import FormatMixture, Policy, SiteFormats
 from fliqs_jax.quantized_model import Observations, QuantizedModel
 from fliqs_jax.sites import Site, find_sites
 from fliqs_jax.training_mode import training_keywords
@@ -110,7 +110,7 @@ class Classifier:
         model_state: PyTree,
         images: ArrayLike,
         *,
-        formats: SiteFormats | Policy | None,
+        formats: SiteFormats | FormatMixture | Policy | None,
         dropout_key: Array | None = None,
         gradient_zeros: Mapping[str, Float[Array, ""]] | None = None,
     ) -> tuple[Float[Array, "B C"], PyTree]:
@@ -135,7 +135,7 @@ class Classifier:
         model_state: PyTree,
         images: ArrayLike,
         *,
-        formats: SiteFormats | Policy | None,
+        formats: SiteFormats | FormatMixture | Policy | None,
     ) -> Float[Array, "B C"]:
         """Returns logits of raw uint8 images in evaluation mode."""
         return self.quantized.apply(
@@ -151,7 +151,7 @@ class Classifier:
         model_state: PyTree,
         images: ArrayLike,
         *,
-        formats: SiteFormats | Policy | None,
+        formats: SiteFormats | FormatMixture | Policy | None,
         dropout_key: Array | None = None,
     ) -> Observations:
         """Returns statistics of the sites' inputs in training mode."""

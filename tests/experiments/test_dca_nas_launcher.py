@@ -7,7 +7,7 @@ import pytest
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import dca_nas
+from experiments import dca_nas, fliqs
 from fliqs_jax import costs
 from fliqs_jax.models import cells
 from fliqs_jax.train.classifier import image_sites
@@ -171,3 +171,53 @@ def test_formats_of_stages_are_searched_with_the_operations(tmp_path):
     cost = costs.policy_cost(costs.site_bops, sites, policy)
     assert found["costs"]["bops"] == cost
     assert "format of stage 3" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_training_free_search_scores_once_and_hands_its_network_on(tmp_path):
+    flags = (
+        "--signal=training_free",
+        "--model_options=width=4",
+        "--parameter_limit=2e4",
+        "--scored_cells=10",
+        "--steps=8",
+        "--batch_size=64",
+        "--evaluate_every=0",
+    )
+    folder = tmp_path / "run"
+    launch(dca_nas, f"--workdir={folder}", *flags)
+    found = summary_of(folder)
+    assert found["violations"] == [] and found["parameters"] <= 2e4
+    scores = (folder / "scores.csv").read_text()
+    assert len(scores.splitlines()) == 11 == 1 + found["scored_cells"]
+    # Another limit takes the scores that are there.
+    other = (
+        "--parameter_limit=1e5",
+        f"--scores={folder}/scores.csv",
+        "--final_steps=0",
+    )
+    launch(dca_nas, f"--workdir={tmp_path}/other", *flags, *other)
+    assert not (tmp_path / "other" / "scores.csv").exists()
+    # The derived network starts a search of formats.
+    launch(
+        fliqs,
+        f"--workdir={tmp_path}/formats",
+        "--model=nasbench201",
+        f"--model_options=width=4,cell={found['index']}",
+        f"--init_from={folder}/derived",
+        "--steps=8",
+        "--batch_size=64",
+        "--evaluate_every=0",
+    )
+    assert summary_of(tmp_path / "formats")["accuracy"] > 0
+
+
+def test_scores_of_all_cells_are_not_predicted_in_darts(tmp_path):
+    with pytest.raises(ValueError, match="which darts has too many of"):
+        launch(
+            dca_nas,
+            f"--workdir={tmp_path}/run",
+            "--space=darts",
+            "--signal=training_free",
+            "--parameter_limit=2e6",
+        )
