@@ -105,7 +105,7 @@ common.define(
 common.define("integer", "order", None, "1, or 2: through a step of the weights.")
 common.define(
     "float",
-    "temperature",
+    "draw_temperature",
     None,
     "Of operations that are drawn, one an edge and step; none: all at once (DARTS).",
 )
@@ -141,6 +141,11 @@ def run() -> None:
     for note in idle_flags():
         print(note)
     space, settings = cells.CELL_SPACES[FLAGS.space], cell_settings()
+    if FLAGS.signal == "training_free" and space is not cells.NASBENCH201:
+        raise ValueError(
+            "--signal=training_free predicts the scores of all cells of a space, which"
+            f" {space.name} has too many of: use --signal=network"
+        )
     table = load_table()
     dataset = common.dataset()
     search_model = SEARCH_NETWORKS[space.name](
@@ -148,11 +153,6 @@ def run() -> None:
     )
     if FLAGS.signal == "table":
         check_table(space, dataset, table)
-    if FLAGS.signal == "training_free" and space is not cells.NASBENCH201:
-        raise ValueError(
-            "--signal=training_free predicts the scores of all cells of a space, which"
-            f" {space.name} has too many of: use --signal=network"
-        )
     stages = stage_formats(space, dataset)
     limits, facts = make_limits(space, dataset, table, search_model, stages)
     config = {
@@ -320,13 +320,10 @@ def cell_settings() -> CellSearchSettings:
         "entropy_weight": "entropy_weight",
     }
     base = ArchitectureSettings() if FLAGS.signal == "network" else TABLE_SETTINGS
-    own = (
-        "warmup_fraction",
-        "order",
-        "temperature",
-        "greedy_repair",
-        "starts",
-    )
+    own = {
+        name: name for name in ("warmup_fraction", "order", "greedy_repair", "starts")
+    }
+    own["temperature"] = "draw_temperature"
     return CellSearchSettings(
         architecture=dataclasses.replace(
             base,
@@ -336,18 +333,21 @@ def cell_settings() -> CellSearchSettings:
             **given(moves),
         ),
         label_smoothing=FLAGS.label_smoothing,
-        **given({name: name for name in own}),
+        **given(own),
     )
 
 
 def idle_flags() -> list[str]:
     """Returns a note for each flag given that changes nothing in this run."""
     idle = dict(IDLE)
-    trained = ("order", "temperature", "warmup_fraction", "look_up_graph")
+    trained = ("order", "draw_temperature", "warmup_fraction", "look_up_graph")
+    moved = ("architecture_learning_rate", "entropy_weight", "multiplier_rate")
+    moved += ("hinge", "use_limits", "augmentation", "greedy_repair", "starts")
     scored = ("scored_cells", "scores")
+    unread = ("accuracy_column",) if FLAGS.test_column is None else ()
     without = {
-        "network": ("starts", "accuracy_column", *scored),
-        "training_free": (*trained, "starts", "accuracy_column"),
+        "network": ("starts", *unread, *scored),
+        "training_free": (*trained, *moved, *unread),
         "table": (*trained, "search_options", *scored),
     }
     reason = f"--signal={FLAGS.signal} knows none"

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import dca_nas, fliqs
+from experiments import common, dca_nas, fliqs
 from fliqs_jax import costs
 from fliqs_jax.models import cells
 from fliqs_jax.train.classifier import image_sites
@@ -221,3 +223,14 @@ def test_scores_of_all_cells_are_not_predicted_in_darts(tmp_path):
             "--signal=training_free",
             "--parameter_limit=2e6",
         )
+
+
+def test_a_found_genotype_is_given_back_as_an_option():
+    """Quotes keep its commas together, as in any CSV."""
+    genotype = cells.darts_genotype("DARTS_V2")
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["x", f'--model_options="genotype={genotype}",layers=3'])
+        options = common.model_options()
+    assert options["layers"] == 3
+    assert cells.darts_genotype(options["genotype"]) == genotype
