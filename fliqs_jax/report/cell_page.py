@@ -161,7 +161,7 @@ def _table(summary: dict[str, Any]) -> str:
 
 _BASELINES = {
     "oracle": "best cell within the limits",
-    "best_by_signal": "best by the search's own signal",
+    "best_by_signal": "best by the accuracies that a search may read",
     "regularised_evolution": "regularised evolution, 100 evaluations",
     "random_search": "random search, 100 evaluations",
     "mean_cell": "mean cell within the limits",

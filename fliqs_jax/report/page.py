@@ -40,7 +40,8 @@ p { max-width: 74ch; margin: 6px 0 12px; }
 .tile .name { color: var(--muted); font-size: 13px; }
 .tile .value { font-size: 23px; font-weight: 650; line-height: 1.4; white-space: nowrap;
                font-variant-numeric: tabular-nums; }
-.tile .remark { color: var(--muted); font-size: 13px; line-height: 1.35; }
+.tile .remark { color: var(--muted); font-size: 13px; line-height: 1.35;
+  overflow-wrap: anywhere; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 figure { margin: 16px 0 4px; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 700px; height: auto; }
