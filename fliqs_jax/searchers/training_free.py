@@ -62,7 +62,7 @@ def zico(gradients: PyTree) -> Float[Array, ""]:
     Vectors (biases, norms) are left out, and so are layers that got no gradient.
 
     Example:
-      >>> float(zico({"kernel": jnp.array([[[1.0]], [[3.0]]])}).round(4))  # log(2 / 1)
+      >>> round(float(zico({"kernel": jnp.array([[[1.0]], [[3.0]]])})), 4)  # log(2 / 1)
       0.6931
     """
     total = jnp.zeros(())
