@@ -190,8 +190,9 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
             settings=settings,
         )
     if FLAGS.signal == "training_free":
-        return search_cell_by_scores(
-            CellScorer(model, space, dataset, seed=FLAGS.seed),
+        scorer = CellScorer(model, space, dataset, seed=FLAGS.seed)
+        found = search_cell_by_scores(
+            scorer,
             limits,
             network_counts(space, dataset).cost("parameters"),
             folder=folder,
@@ -199,6 +200,8 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
             seed=FLAGS.seed,
             known=[pathlib.Path(file) for file in FLAGS.scores],
         )
+        facts = {**found.facts, "compile_count": scorer.compile_count}
+        return dataclasses.replace(found, facts=facts)
     return search_cell_by_network(
         model,
         space,
@@ -350,6 +353,8 @@ def idle_flags() -> list[str]:
         "training_free": (*trained, *moved, *unread),
         "table": (*trained, "search_options", *scored),
     }
+    if FLAGS.stage_formats:
+        idle["size_format"] = "--stage_formats say what weights are stored in"
     reason = f"--signal={FLAGS.signal} knows none"
     idle |= dict.fromkeys(without[FLAGS.signal], reason)
     return [

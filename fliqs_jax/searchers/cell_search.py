@@ -161,9 +161,15 @@ def search_cell_by_network(
       say: receives what a person wants to read.
 
     Raises:
-      ValueError: before any compilation, if no cell is within the limits.
+      ValueError: before any compilation, if no cell is within the limits, or stages
+        have formats and the repair is to be greedy.
       TrainingDiverged: if the loss became NaN or infinite.
     """
+    if stages is not None and settings.greedy_repair:
+        raise ValueError(
+            "greedy_repair=True knows no formats of stages, which are searched here:"
+            " leave it out for the exact repair"
+        )
     check_limits(space, limits)
     sites = image_sites(model, dataset.train.image_shape) if stages else ()
     architecture = Architecture(limits, settings.architecture)

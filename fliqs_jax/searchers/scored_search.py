@@ -115,10 +115,19 @@ def score_some(
       known: further logs, read only.
       seed: of the draw.
       say: receives a line.
+
+    Raises:
+      FileNotFoundError: if a known log does not exist.
     """
     own, *others = (
         SearchLog(path, Decisions(_COUNTS.tolist()), SCORES) for path in (log, *known)
     )
+    for path in known:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"known scores {path}: no such file; a run that found all it needed in"
+                " others' scores leaves none"
+            )
     rows = {}
     for each in (own, *others):
         for choice, row in zip(*each.read(), strict=True):

@@ -111,7 +111,7 @@ class FoundFront:
     # From a vector to the full network's variables and formats, as they were evaluated.
     quantized: Callable[[np.ndarray], tuple[PyTree, SiteFormats]]
     seconds: Mapping[str, float]  # by phase
-    compile_count: int  # of the evaluation's programs, in this session
+    compile_count: int  # of the evaluation's programs, in this process
 
 
 def joint_spaces(

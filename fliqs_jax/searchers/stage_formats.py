@@ -23,7 +23,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from fliqs_jax.formats import parse_format, stack_formats
-from fliqs_jax.models.cells import CellSpace, NetworkCounts, StagedCost, staged_cost
+from fliqs_jax.models.cells import (
+    CellSpace,
+    NetworkCounts,
+    StagedCost,
+    darts_places,
+    staged_cost,
+)
 from fliqs_jax.policy import FormatMixture, Policy, SiteFormats
 from fliqs_jax.quantizers import gaussian_clip_factors
 from fliqs_jax.sites import Site
@@ -141,5 +147,5 @@ def cell_stages(space: CellSpace, model) -> tuple[int, ...]:
     """
     if space.name == "nasbench201":
         return tuple(np.repeat(range(3), model.num_cells).tolist())
-    reductions = {model.layers // 3, 2 * model.layers // 3}
-    return tuple(np.cumsum([n in reductions for n in range(model.layers)]).tolist())
+    places = darts_places(model.channels, model.layers)
+    return tuple(np.cumsum([place.reduction for place in places]).tolist())

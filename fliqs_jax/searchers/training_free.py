@@ -103,6 +103,9 @@ class CellScorer:
       batch_size: of each of two batches.
       seed: of weights and images.
 
+    Attributes:
+      compile_count: programs compiled so far; 1 once a cell is scored.
+
     Raises:
       ValueError: if the model shares operations or has a bottleneck.
     """
@@ -116,6 +119,7 @@ class CellScorer:
                 f" bottleneck=1, got share={model.share}, bottleneck={model.bottleneck}"
             )
         self.space = space
+        self.compile_count = 0
         self._classifier = Classifier.of(QuantizedModel(model), dataset)
         source = batches(dataset.train, batch_size=batch_size, seed=seed)
         drawn = [source.batch(number) for number in range(_BATCHES)]
@@ -132,6 +136,7 @@ class CellScorer:
         return np.array(jax.device_get(rows), np.float64).reshape(-1, len(SCORES))
 
     def _scores(self, shares, weights, model_state, drawn):
+        self.compile_count += 1  # runs when traced, not when executed
         weights = {k: v for k, v in weights.items() if k != ARCHITECTURE}
         images = jax.vmap(self._classifier.normalise)(drawn["image"])
 

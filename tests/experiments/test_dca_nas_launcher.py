@@ -190,6 +190,7 @@ def test_training_free_search_scores_once_and_hands_its_network_on(tmp_path):
     launch(dca_nas, f"--workdir={folder}", *flags)
     found = summary_of(folder)
     assert found["violations"] == [] and found["parameters"] <= 2e4
+    assert found["compile_count"] == 1
     scores = (folder / "scores.csv").read_text()
     assert len(scores.splitlines()) == 11 == 1 + found["scored_cells"]
     # Another limit takes the scores that are there.

@@ -90,6 +90,7 @@ def test_scores_are_those_of_the_cell_alone(scorer):
     assert np.isfinite(found).all()
     (worse,) = scorer(NASBENCH201.choice(SKIP)[None])
     assert (worse < found).any()
+    assert scorer.compile_count == 1
 
 
 def test_a_network_that_shares_is_refused():
@@ -127,6 +128,10 @@ def test_cells_are_scored_once_and_logged(tmp_path):
     )
     assert len(asked) == len(set(asked)) and len(choices) == len(values) == len(asked)
     assert sum(small[tuple(choice)] for choice in choices) == 14
+    with pytest.raises(FileNotFoundError, match=r"nowhere.csv: no such file"):
+        score_some(
+            score, small, 14, log=tmp_path / "c.csv", known=[tmp_path / "nowhere.csv"]
+        )
 
 
 def test_search_finds_what_scores_and_parameters_ask_for(tmp_path):
