@@ -1,5 +1,6 @@
 """The report page of a search for a cell under limits."""
 
+import dataclasses
 import json
 import pathlib
 from html import escape
@@ -126,11 +127,16 @@ def _weights(run: Run, formats: list[str]) -> str:
     if formats:
         caption += " The last panels are the number formats of the stages."
     operations = tuple(map(cells.short_name, run.config.options))
-    options = [
-        formats if name.startswith("format of") else operations
-        for name in run.config.decisions
-    ]
-    figure = probabilities.draw_probabilities(run, options)
+    config = dataclasses.replace(run.config, options=operations)
+    options = None
+    if formats:
+        options = [
+            formats if name.startswith("format of") else operations
+            for name in run.config.decisions
+        ]
+    figure = probabilities.draw_probabilities(
+        dataclasses.replace(run, config=config), options
+    )
     plot = figure_html(figure, "weights", "Probabilities of the operations", caption)
     return section_html("weights", "Architecture weights over the search", plot)
 

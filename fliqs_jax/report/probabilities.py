@@ -104,8 +104,11 @@ def draw_probabilities(
         left=0.075, right=0.945, top=1 - top / height, bottom=bottom / height,
         hspace=0.34 / (panel - 0.34), wspace=0.32,
     )  # fmt: skip
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     names, own = decision_names(run), option_names is not None
+    if own:  # every panel has its options at its left, beside the outcome of the last
+        longest = max(len(name) for each in option_names for name in each)
+        figure.subplots_adjust(wspace=0.32 + 0.06 * longest)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     listed = option_names if own else [_option_names(run)] * decisions
     finals = final_options(run, option_names)
     for index, axes in enumerate(grid.flat):
