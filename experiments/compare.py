@@ -30,7 +30,7 @@ from experiments.comparison.codebooks import write_codebook_results
 from experiments.comparison.execution import execute
 from experiments.comparison.planning import Method, Run, plan_runs
 from experiments.comparison.results import write_results
-from fliqs_jax.searchers.compression_schedule import VARIANTS
+from fliqs_jax.searchers.compression.schedule import VARIANTS
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS

@@ -43,22 +43,22 @@ from experiments.trained_network import train_network
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import cells
 from fliqs_jax.report import write_cell_report
-from fliqs_jax.searchers.architecture import ArchitectureSettings
-from fliqs_jax.searchers.cell_baselines import cells_within, judged_baselines
-from fliqs_jax.searchers.cell_search import (
+from fliqs_jax.searchers.cells.architecture import ArchitectureSettings
+from fliqs_jax.searchers.cells.baselines import cells_within, judged_baselines
+from fliqs_jax.searchers.cells.expected_accuracy import TABLE_SETTINGS, search_grid
+from fliqs_jax.searchers.cells.limits import Limit, MultiplierSettings
+from fliqs_jax.searchers.cells.stage_formats import StageFormats
+from fliqs_jax.searchers.cells.training_free import CellScorer
+from fliqs_jax.searchers.dca_nas import row_names
+from fliqs_jax.searchers.runs.cell_search import (
     CellSearchSettings,
     FoundCell,
     cell_summary,
     search_cell_by_network,
     search_cell_by_table,
 )
-from fliqs_jax.searchers.dca_nas import row_names
-from fliqs_jax.searchers.expected_accuracy import TABLE_SETTINGS, search_grid
-from fliqs_jax.searchers.limits import Limit, MultiplierSettings
-from fliqs_jax.searchers.results import versions
-from fliqs_jax.searchers.scored_search import search_cell_by_scores
-from fliqs_jax.searchers.stage_formats import StageFormats
-from fliqs_jax.searchers.training_free import CellScorer
+from fliqs_jax.searchers.runs.results import versions
+from fliqs_jax.searchers.runs.scored_search import search_cell_by_scores
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.workdir import open_workdir, write_json
 

@@ -21,9 +21,9 @@ from absl import app, flags
 import fliqs_jax as fq
 from experiments import common, one_shot_flags, search_flags, subnetwork_flags
 from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
-from fliqs_jax.searchers.fliqs_settings import FLIQNAS
-from fliqs_jax.searchers.joint_space import JointSpace
-from fliqs_jax.searchers.network_search import search_network
+from fliqs_jax.searchers.in_training.settings import FLIQNAS
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.runs.network_search import search_network
 
 FLAGS = flags.FLAGS
 

@@ -10,8 +10,8 @@ from absl import flags
 
 from experiments import common
 from fliqs_jax import controller
-from fliqs_jax.searchers.controllers import Recipe, recipe
-from fliqs_jax.searchers.fliqs_settings import PUBLISHED, FliqsSettings
+from fliqs_jax.searchers.in_training.controllers import Recipe, recipe
+from fliqs_jax.searchers.in_training.settings import PUBLISHED, FliqsSettings
 from fliqs_jax.train.losses import correct
 
 FLAGS = flags.FLAGS

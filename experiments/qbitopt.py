@@ -13,7 +13,7 @@ import dataclasses
 from absl import app, flags
 
 from experiments import common, search_flags
-from fliqs_jax.searchers.bit_search import QBitOptSettings, search_bits
+from fliqs_jax.searchers.runs.bit_search import QBitOptSettings, search_bits
 
 FLAGS = flags.FLAGS
 

@@ -22,13 +22,13 @@ import fliqs_jax as fq
 from experiments import common, fliqs, search_flags
 from experiments.trained_network import load_float
 from fliqs_jax.data import Dataset
-from fliqs_jax.searchers.post_training import (
+from fliqs_jax.searchers.runs.post_training import (
     ALLOCATIONS,
     AllocationSettings,
     allocate_formats,
 )
-from fliqs_jax.searchers.sensitivity import TrainedState
-from fliqs_jax.searchers.sensitivity_table import MEASURES
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.searchers.sensitivities.table import MEASURES
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables
 from fliqs_jax.train.workdir import read_json

@@ -34,13 +34,13 @@ from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.observers import OBSERVERS
 from fliqs_jax.searchers import simq_nas
-from fliqs_jax.searchers.fisher import check_estimable
-from fliqs_jax.searchers.joint_front import Selection, check_reachable
-from fliqs_jax.searchers.joint_space import JointSpace
-from fliqs_jax.searchers.results import describe_sites
-from fliqs_jax.searchers.sensitivity_table import MEASURES
-from fliqs_jax.searchers.simq_results import write_search
-from fliqs_jax.searchers.static_calibration import PtqSettings
+from fliqs_jax.searchers.joint.front import Selection, check_reachable
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.joint.static_calibration import PtqSettings
+from fliqs_jax.searchers.runs.results import describe_sites
+from fliqs_jax.searchers.runs.simq_results import write_search
+from fliqs_jax.searchers.sensitivities.fisher import check_estimable
+from fliqs_jax.searchers.sensitivities.table import MEASURES
 from fliqs_jax.train.fitting import describe_variables
 from fliqs_jax.train.workdir import open_workdir, read_json
 

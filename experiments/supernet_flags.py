@@ -11,12 +11,12 @@ from absl import flags
 from experiments import common, search_flags, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
-from fliqs_jax.searchers.sensitivity import TrainedState
-from fliqs_jax.searchers.supernet_training import (
+from fliqs_jax.searchers.runs.supernet_training import (
     SupernetSettings,
     load_supernet,
     train_supernet,
 )
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS

@@ -18,7 +18,7 @@ from flax import nnx
 import fliqs_jax as fq
 from experiments import common, search_flags
 from fliqs_jax.data import Dataset
-from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import image_sites, training_arguments
 from fliqs_jax.train.fitting import fit_variables
 

@@ -32,7 +32,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fliqs_jax.searchers import linas
-from fliqs_jax.searchers.predictors import one_hot
+from fliqs_jax.searchers.multi_objective.predictors import one_hot
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 COLUMNS = (

@@ -21,7 +21,7 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
-from fliqs_jax.searchers.search_run import OptimizerSettings
+from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 

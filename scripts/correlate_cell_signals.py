@@ -18,8 +18,8 @@ from scipy import stats
 import fliqs_jax as fq
 from fliqs_jax.models import cells
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.searchers.cells.training_free import SCORES, CellScorer, mean_ranks
 from fliqs_jax.searchers.dca_nas import with_shares
-from fliqs_jax.searchers.training_free import SCORES, CellScorer, mean_ranks
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import cross_entropy

@@ -14,9 +14,9 @@ from fliqs_jax.nnx_adapter import NnxModel, update_model
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.calibration import init_calibration
-from fliqs_jax.searchers.fisher import FisherMeter
-from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.searchers.in_training.calibration import init_calibration
+from fliqs_jax.searchers.sensitivities.fisher import FisherMeter
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import find_sites
 from fliqs_jax.train.classifier import Classifier, training_arguments
 

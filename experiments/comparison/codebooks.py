@@ -10,7 +10,7 @@ from experiments.comparison.planning import split_method
 from experiments.comparison.results import finished_runs, title
 from fliqs_jax.files import replace_text
 from fliqs_jax.report import CodebookPoint, write_codebook_trade_off
-from fliqs_jax.searchers.compression_schedule import VARIANTS
+from fliqs_jax.searchers.compression.schedule import VARIANTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

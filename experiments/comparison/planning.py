@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 
-from fliqs_jax.searchers.compression_schedule import VARIANTS
+from fliqs_jax.searchers.compression.schedule import VARIANTS
 
 # Of fixed formats or codebooks, so of a cost of their own: one run a seed serves all
 # budgets.

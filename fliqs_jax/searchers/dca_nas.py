@@ -6,9 +6,9 @@ weights.
 .. math:: \min_\alpha \max_{\lambda \ge 0} \; L_{val}(w^*(\alpha), \alpha) + \sum_m
     \lambda_m \, k_m(\alpha) / K_m, \qquad w^* \approx \arg\min_w L_{train}(w, \alpha)
 
-This module is the bi-level step. Limits and multipliers are in `limits`, their step in
-`architecture`, what makes a derived cell hold them in `cell_repair`, the job around it
-in `fliqs_jax.train.job`. Without limits it is DARTS.
+This module is the bi-level step. Limits and multipliers are in `cells.limits`, their
+step in `cells.architecture`, what makes a derived cell hold them in `cells.repair`, the
+job around it in `fliqs_jax.train.job`. Without limits it is DARTS.
 
 Reference: Liu, Simonyan and Yang, DARTS, 2019, https://arxiv.org/abs/1806.09055; the
 constraint after DCA-NAS (device-constraints-aware differentiable search).
@@ -29,9 +29,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from fliqs_jax.models.cells import ARCHITECTURE, FORMATS, Alphas, CellSpace, softmax
 from fliqs_jax.policy import FormatMixture
-from fliqs_jax.searchers.architecture import Architecture, ArchitectureState
-from fliqs_jax.searchers.cell_repair import derived_formats
-from fliqs_jax.searchers.stage_formats import StageFormats
+from fliqs_jax.searchers.cells.architecture import Architecture, ArchitectureState
+from fliqs_jax.searchers.cells.repair import derived_formats
+from fliqs_jax.searchers.cells.stage_formats import StageFormats
 from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.job import Hook

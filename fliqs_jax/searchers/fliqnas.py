@@ -5,7 +5,7 @@ At every step each device samples one option of every decision about a super-net
 controller. The super-network's single float copy of the weights is trained through the
 sampled part in the sampled formats; the controller's logits move towards options that
 lose little at the target cost, of which the joint expectation is exact
-(`joint_cost`). The last phase trains at the best architecture and formats within the
+(`joint.cost`). The last phase trains at the best architecture and formats within the
 budget, so nothing is retrained.
 
 As in TuNAS: decisions about the architecture start at their largest options, and give
@@ -37,16 +37,14 @@ from scipy import special
 from fliqs_jax.controller import Controller, entropy
 from fliqs_jax.models.supernets import live_sites
 from fliqs_jax.policy import Policy
-from fliqs_jax.searchers.calibration import (
+from fliqs_jax.searchers.in_training.calibration import (
     Calibration,
     calibrated_formats,
     init_calibration,
     unsigned_inputs,
     update_calibration,
 )
-from fliqs_jax.searchers.joint_budget import Selection, best_within
-from fliqs_jax.searchers.joint_cost import JointCost
-from fliqs_jax.searchers.one_shot import (
+from fliqs_jax.searchers.in_training.one_shot import (
     Phases,
     Quality,
     SearchState,
@@ -54,7 +52,12 @@ from fliqs_jax.searchers.one_shot import (
     judge_samples,
     negated_loss,
 )
-from fliqs_jax.searchers.subnetwork_classifier import Subnetwork, SubnetworkClassifier
+from fliqs_jax.searchers.joint.budget import Selection, best_within
+from fliqs_jax.searchers.joint.cost import JointCost
+from fliqs_jax.searchers.joint.subnetwork_classifier import (
+    Subnetwork,
+    SubnetworkClassifier,
+)
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy

@@ -6,7 +6,7 @@ its logits towards formats that lose little and meet the target cost. The last p
 trains at the best formats within the budget, so nothing is retrained.
 
 This module is the method: the one-shot step and what happens between steps. State and
-phases are in `one_shot`, the job around it (data, checkpoints, logging) in
+phases are in `in_training.one_shot`, the job around it (data, checkpoints, logging) in
 `fliqs_jax.train.job`, the controller's mathematics in `fliqs_jax.controller`.
 
 Reference: Dotzel et al., FLIQS, AutoML 2024, https://arxiv.org/abs/2308.03290
@@ -28,13 +28,13 @@ from fliqs_jax.controller import Controller, entropy
 from fliqs_jax.costs import CostTable, check_feasible, most_probable_within
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.calibration import (
+from fliqs_jax.searchers.in_training.calibration import (
     calibrated_formats,
     init_calibration,
     unsigned_inputs,
     update_calibration,
 )
-from fliqs_jax.searchers.one_shot import (
+from fliqs_jax.searchers.in_training.one_shot import (
     Phases,
     Quality,
     SearchState,

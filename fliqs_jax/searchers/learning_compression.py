@@ -38,19 +38,19 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from fliqs_jax.quantizers.codebook import Codebook
-from fliqs_jax.searchers.compression_history import (
+from fliqs_jax.searchers.compression.history import (
     Best,
     History,
     init_history,
     record,
 )
-from fliqs_jax.searchers.compression_rules import (
+from fliqs_jax.searchers.compression.rules import (
     Scope,
     scope_weights,
     with_codebooks,
     with_weights,
 )
-from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps, Variant
+from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps, Variant
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
@@ -79,7 +79,7 @@ def compress(params: PyTree, scopes: Sequence[Scope]) -> Compression:
       scopes: from `find_scopes`.
 
     Example:
-      >>> from fliqs_jax.searchers.compression_rules import (
+      >>> from fliqs_jax.searchers.compression.rules import (
       ...     CompressionRule, find_scopes, kmeans_step)
       >>> params = {"kernel": jnp.array([[0.0, 1.0, 5.0]]), "bias": jnp.ones(3)}
       >>> rule = CompressionRule(pattern="kernel", c_step=kmeans_step(2))

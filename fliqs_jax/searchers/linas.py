@@ -13,17 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers import evolution
-from fliqs_jax.searchers.decisions import Active, Decisions
-from fliqs_jax.searchers.multi_objective import (
+from fliqs_jax.searchers.multi_objective import evolution
+from fliqs_jax.searchers.multi_objective.decisions import Active, Decisions
+from fliqs_jax.searchers.multi_objective.pareto import (
+    front,
+    hypervolume,
+    hypervolume_curve,
+)
+from fliqs_jax.searchers.multi_objective.predictors import fit_predictor, one_hot
+from fliqs_jax.searchers.multi_objective.search import (
     Evaluate,
     History,
     ParetoResult,
     Run,
     run_search,
 )
-from fliqs_jax.searchers.pareto import front, hypervolume, hypervolume_curve
-from fliqs_jax.searchers.predictors import fit_predictor, one_hot
 
 __all__ = [
     "ParetoResult",

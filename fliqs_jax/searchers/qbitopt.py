@@ -43,14 +43,19 @@ from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantized_model.weights import oscillation_penalty, site_sums
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.bit_state import BitState, Clips, Traces, UpdateSteps
-from fliqs_jax.searchers.calibration import (
+from fliqs_jax.searchers.in_training.bit_state import (
+    BitState,
+    Clips,
+    Traces,
+    UpdateSteps,
+)
+from fliqs_jax.searchers.in_training.calibration import (
     calibrated_formats,
     init_calibration,
     unsigned_inputs,
     update_calibration,
 )
-from fliqs_jax.searchers.noise import quantization_noise
+from fliqs_jax.searchers.sensitivities.noise import quantization_noise
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook

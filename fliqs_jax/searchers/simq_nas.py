@@ -3,7 +3,7 @@
 Puts the pieces together: a trained super-network, the joint space, first candidates by
 sensitivity, LINAS (or a rival) on the validation split, and the front on the test split
 beside uniform policies. Training the super-network is `supernet_training`'s; which
-point to take is in `joint_front`, taking it in `extracted_point`.
+point to take is in `joint.front`, taking it in `runs.extracted_point`.
 
 Reference: SimQ-NAS, 2023, https://arxiv.org/abs/2312.13301
 """
@@ -24,23 +24,23 @@ from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers import linas
-from fliqs_jax.searchers.decisions import Decisions
-from fliqs_jax.searchers.joint_front import Point
-from fliqs_jax.searchers.joint_seeds import (
+from fliqs_jax.searchers.joint.front import Point
+from fliqs_jax.searchers.joint.seeds import (
     sensitivity_features,
     sensitivity_seeds,
     uniform_vectors,
 )
-from fliqs_jax.searchers.joint_space import JointSpace
-from fliqs_jax.searchers.search_log import SearchLog
-from fliqs_jax.searchers.sensitivity import TrainedState, calibrate_inputs
-from fliqs_jax.searchers.sensitivity_table import (
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.joint.static_calibration import PtqSettings
+from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
+from fliqs_jax.searchers.multi_objective.decisions import Decisions
+from fliqs_jax.searchers.multi_objective.log import SearchLog
+from fliqs_jax.searchers.sensitivities.meter import TrainedState, calibrate_inputs
+from fliqs_jax.searchers.sensitivities.table import (
     MEASURES,
     make_meter,
     measured_table,
 )
-from fliqs_jax.searchers.static_calibration import PtqSettings
-from fliqs_jax.searchers.subnetwork_evaluation import PopulationEvaluator
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.metrics import ProgressLine
 from fliqs_jax.train.phase_clock import PhaseClock
@@ -61,7 +61,7 @@ class SimqSettings:
     searcher: str = "linas"
     evaluations: int = 250
     population: int = 50
-    sensitivity: str = "fisher"  # a measure of `sensitivity_table`, or "none"
+    sensitivity: str = "fisher"  # a measure of `sensitivities.table`, or "none"
     sensitivity_batches: int = 4  # of training images
     seeded_fraction: float = 0.5  # of the first generation; needs a sensitivity
     sensitivity_features: bool = True  # columns for the predictors of LINAS

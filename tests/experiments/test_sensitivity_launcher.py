@@ -10,7 +10,7 @@ from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, fliqs, sensitivity
-from fliqs_jax.searchers.sensitivity import SensitivityMeter
+from fliqs_jax.searchers.sensitivities.meter import SensitivityMeter
 
 SMALL = (
     "--dataset=digits",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fliqs_jax.quantizers.codebook import decode_params
-from fliqs_jax.searchers.compression_rules import (
+from fliqs_jax.searchers.compression.rules import (
     CompressionRule,
     find_scopes,
     kmeans_step,

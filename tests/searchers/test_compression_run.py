@@ -17,24 +17,24 @@ from fliqs_jax.deploy import load_codebooks
 from fliqs_jax.models import create_model
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.codebook import decode_params
-from fliqs_jax.searchers.codebook_sizes import choose_sizes, size_bits
-from fliqs_jax.searchers.compression_rules import (
+from fliqs_jax.searchers.compression.rules import (
     CompressionRule,
     find_scopes,
     parse_codebook,
 )
-from fliqs_jax.searchers.compression_run import (
-    CompressionSettings,
-    compress_network,
-    weight_paths,
-)
-from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps
+from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
+from fliqs_jax.searchers.compression.sizes import choose_sizes, size_bits
 from fliqs_jax.searchers.learning_compression import (
     LearningCompression,
     compress,
     decode,
 )
-from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.searchers.runs.compression_run import (
+    CompressionSettings,
+    compress_network,
+    weight_paths,
+)
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import find_sites
 from fliqs_jax.train import mapping
 from fliqs_jax.train.checkpoints import restore_tree

@@ -19,9 +19,9 @@ from fliqs_jax.models.cells import (
     nasbench201_network_counts,
 )
 from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.searchers.architecture import Architecture, ArchitectureSettings
+from fliqs_jax.searchers.cells.architecture import Architecture, ArchitectureSettings
+from fliqs_jax.searchers.cells.limits import Limit, MultiplierSettings
 from fliqs_jax.searchers.dca_nas import DcaNas, drawn_shares, row_names
-from fliqs_jax.searchers.limits import Limit, MultiplierSettings
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.mapping import AXIS, replicate, shard_batch, shard_map_step
 

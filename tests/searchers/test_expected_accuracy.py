@@ -11,21 +11,21 @@ from fliqs_jax.models.cells import (
     nasbench201_grid,
     nasbench201_network_counts,
 )
-from fliqs_jax.searchers.architecture import Architecture
-from fliqs_jax.searchers.cell_baselines import (
+from fliqs_jax.searchers.cells.architecture import Architecture
+from fliqs_jax.searchers.cells.baselines import (
     cells_within,
     oracle,
     random_search,
     regularised_evolution,
 )
-from fliqs_jax.searchers.expected_accuracy import (
+from fliqs_jax.searchers.cells.expected_accuracy import (
     TABLE_SETTINGS,
     expected_value,
     measured_limit,
     search_by_table,
     search_grid,
 )
-from fliqs_jax.searchers.limits import Limit
+from fliqs_jax.searchers.cells.limits import Limit
 
 SIGNAL = "cifar10_valid_accuracy_12_epochs"
 JUDGE = "cifar10_test_accuracy_200_epochs"

@@ -15,12 +15,12 @@ import fliqs_jax as fq
 from fliqs_jax.deploy import program
 from fliqs_jax.deploy.weight_file import load_weights
 from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.searchers.export import (
+from fliqs_jax.searchers.runs.export import (
     export_network,
     load_program,
     loaded_weights,
 )
-from fliqs_jax.searchers.network import Network
+from fliqs_jax.searchers.runs.network import Network
 from fliqs_jax.train.classifier import Classifier, image_sites
 
 SHAPE = (8, 8, 3)

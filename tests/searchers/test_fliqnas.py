@@ -15,14 +15,14 @@ from fliqs_jax.controller import default, leave_one_out, published
 from fliqs_jax.costs import site_bops
 from fliqs_jax.data import batches
 from fliqs_jax.models.supernets import extract, subnetwork_sites
-from fliqs_jax.searchers.calibration import init_calibration
-from fliqs_jax.searchers.controllers import recipe
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options, of_live_sites
-from fliqs_jax.searchers.joint_budget import best_within
-from fliqs_jax.searchers.joint_cost import JointCost
-from fliqs_jax.searchers.joint_space import JointSpace
-from fliqs_jax.searchers.one_shot import Phases
-from fliqs_jax.searchers.subnetwork_classifier import (
+from fliqs_jax.searchers.in_training.calibration import init_calibration
+from fliqs_jax.searchers.in_training.controllers import recipe
+from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.joint.budget import best_within
+from fliqs_jax.searchers.joint.cost import JointCost
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.joint.subnetwork_classifier import (
     SubnetworkClassifier,
     extracted_formats,
 )

@@ -11,12 +11,12 @@ from scipy import stats
 from fliqs_jax.data import batches as make_batches
 from fliqs_jax.data import load_dataset
 from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.searchers.hutchinson import (
+from fliqs_jax.searchers.sensitivities.hutchinson import (
     fisher_traces,
     hessian_traces,
     probed_diagonal,
 )
-from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.losses import cross_entropy
 

@@ -15,13 +15,13 @@ from small_supernets import perceptron_supernet, small_supernet
 import fliqs_jax as fq
 from fliqs_jax.controller import default
 from fliqs_jax.costs import site_bops, site_size
-from fliqs_jax.searchers.controllers import recipe
-from fliqs_jax.searchers.elimination import Elimination, elimination_order
 from fliqs_jax.searchers.fliqnas import allowed_options
-from fliqs_jax.searchers.joint_budget import best_within, joint_extremes
-from fliqs_jax.searchers.joint_cost import JointCost
-from fliqs_jax.searchers.joint_space import JointSpace
-from fliqs_jax.searchers.one_shot import Phases
+from fliqs_jax.searchers.in_training.controllers import recipe
+from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.joint.budget import best_within, joint_extremes
+from fliqs_jax.searchers.joint.cost import JointCost
+from fliqs_jax.searchers.joint.elimination import Elimination, elimination_order
+from fliqs_jax.searchers.joint.space import JointSpace
 
 
 @functools.cache

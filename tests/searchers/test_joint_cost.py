@@ -15,8 +15,8 @@ from fliqs_jax.models.supernets import (
     site_variants,
     subnetwork_sites,
 )
-from fliqs_jax.searchers.joint_cost import JointCost
-from fliqs_jax.searchers.joint_space import JointSpace
+from fliqs_jax.searchers.joint.cost import JointCost
+from fliqs_jax.searchers.joint.space import JointSpace
 
 COSTS = {
     "bops": site_bops,

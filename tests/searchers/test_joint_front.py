@@ -10,7 +10,7 @@ from small_supernets import perceptron_supernet
 import fliqs_jax as fq
 from fliqs_jax.costs import make_site_storage, policy_cost, site_bops
 from fliqs_jax.models.supernets import subnetwork_sites
-from fliqs_jax.searchers.joint_front import (
+from fliqs_jax.searchers.joint.front import (
     Point,
     Selection,
     check_reachable,
@@ -20,7 +20,7 @@ from fliqs_jax.searchers.joint_front import (
     select_point,
     write_front,
 )
-from fliqs_jax.searchers.joint_space import JointSpace
+from fliqs_jax.searchers.joint.space import JointSpace
 
 MB, MS = 8e6, 1e-3
 

@@ -8,12 +8,12 @@ from small_supernets import perceptron_supernet, stack_supernet
 
 import fliqs_jax as fq
 from fliqs_jax.costs import cost_table, site_bops
-from fliqs_jax.searchers.joint_seeds import (
+from fliqs_jax.searchers.joint.seeds import (
     sensitivity_features,
     sensitivity_seeds,
     uniform_vectors,
 )
-from fliqs_jax.searchers.joint_space import JointSpace
+from fliqs_jax.searchers.joint.space import JointSpace
 
 FORMATS = ["int2", "int4", "int8"]
 # Wider is better, the second site matters most.

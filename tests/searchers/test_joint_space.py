@@ -6,8 +6,8 @@ from small_supernets import small_supernet
 
 import fliqs_jax as fq
 from fliqs_jax.models import supernets
-from fliqs_jax.searchers.decisions import Decisions
-from fliqs_jax.searchers.joint_space import JointSpace
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.multi_objective.decisions import Decisions
 
 
 @pytest.fixture(scope="module")

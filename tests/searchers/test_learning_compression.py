@@ -10,14 +10,14 @@ import optax
 import pytest
 
 from fliqs_jax.quantizers.codebook import kmeans_exact
-from fliqs_jax.searchers.compression_rules import (
+from fliqs_jax.searchers.compression.rules import (
     CompressionRule,
     CStep,
     find_scopes,
     kmeans_step,
     parse_codebook,
 )
-from fliqs_jax.searchers.compression_schedule import VARIANTS, LSteps
+from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
 from fliqs_jax.searchers.learning_compression import (
     c_step,
     clipped_learning_rate,

@@ -18,8 +18,7 @@ from fliqs_jax.models.cells import (
     nasbench201_grid,
     nasbench201_network_counts,
 )
-from fliqs_jax.searchers.cell_repair import best_within, merge, repair
-from fliqs_jax.searchers.limits import (
+from fliqs_jax.searchers.cells.limits import (
     Limit,
     MultiplierSettings,
     entropy,
@@ -27,12 +26,13 @@ from fliqs_jax.searchers.limits import (
     ratios,
     update_multipliers,
 )
-from fliqs_jax.searchers.look_up_graph import (
+from fliqs_jax.searchers.cells.look_up_graph import (
     LookUpGraph,
     fit_look_up_graph,
     load_look_up_graph,
     random_look_up_graph,
 )
+from fliqs_jax.searchers.cells.repair import best_within, merge, repair
 
 SMALL, LARGE = nasbench201_network_counts(), darts_network_counts()
 

@@ -6,8 +6,11 @@ import numpy as np
 
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.calibration import init_calibration, update_calibration
-from fliqs_jax.searchers.noise import quantization_noise
+from fliqs_jax.searchers.in_training.calibration import (
+    init_calibration,
+    update_calibration,
+)
+from fliqs_jax.searchers.sensitivities.noise import quantization_noise
 from fliqs_jax.sites import find_sites
 
 FORMATS = ("int2", "int4", "int8")

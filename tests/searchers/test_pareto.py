@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from fliqs_jax.searchers.pareto import front, hypervolume, hypervolume_curve
+from fliqs_jax.searchers.multi_objective.pareto import (
+    front,
+    hypervolume,
+    hypervolume_curve,
+)
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])

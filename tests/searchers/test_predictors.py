@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from nasbench201_problem import read_log
 
-from fliqs_jax.searchers.predictors import fit_predictor, one_hot
+from fliqs_jax.searchers.multi_objective.predictors import fit_predictor, one_hot
 
 COUNTS = np.array([3] * 10)
 

@@ -18,10 +18,10 @@ from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.bit_search import damping_schedule
-from fliqs_jax.searchers.hutchinson import fisher_traces, hessian_traces
 from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
-from fliqs_jax.searchers.sensitivity import TrainedState
+from fliqs_jax.searchers.runs.bit_search import damping_schedule
+from fliqs_jax.searchers.sensitivities.hutchinson import fisher_traces, hessian_traces
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 from fliqs_jax.train.loop import Dispatcher, TrainingDiverged

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fliqs_jax.searchers.decisions import Decisions
-from fliqs_jax.searchers.search_log import SearchLog
+from fliqs_jax.searchers.multi_objective.decisions import Decisions
+from fliqs_jax.searchers.multi_objective.log import SearchLog
 
 
 @pytest.fixture

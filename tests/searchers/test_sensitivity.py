@@ -8,9 +8,9 @@ import pytest
 
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.calibration import Calibration
-from fliqs_jax.searchers.fisher import FisherMeter
-from fliqs_jax.searchers.sensitivity import (
+from fliqs_jax.searchers.in_training.calibration import Calibration
+from fliqs_jax.searchers.sensitivities.fisher import FisherMeter
+from fliqs_jax.searchers.sensitivities.meter import (
     SensitivityMeter,
     TrainedState,
     calibrate_inputs,

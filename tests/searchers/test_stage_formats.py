@@ -15,11 +15,11 @@ from fliqs_jax.models.cells import DARTS, FORMATS, NASBENCH201
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers import gaussian_clip_factors
-from fliqs_jax.searchers.architecture import Architecture, ArchitectureSettings
-from fliqs_jax.searchers.cell_repair import check_limits, repair
-from fliqs_jax.searchers.limits import Limit, ratios
-from fliqs_jax.searchers.look_up_graph import random_look_up_graph
-from fliqs_jax.searchers.stage_formats import StageFormats, cell_stages
+from fliqs_jax.searchers.cells.architecture import Architecture, ArchitectureSettings
+from fliqs_jax.searchers.cells.limits import Limit, ratios
+from fliqs_jax.searchers.cells.look_up_graph import random_look_up_graph
+from fliqs_jax.searchers.cells.repair import check_limits, repair
+from fliqs_jax.searchers.cells.stage_formats import StageFormats, cell_stages
 from fliqs_jax.train.classifier import image_sites
 
 OPTIONS = ("int4", "int6", "int8")

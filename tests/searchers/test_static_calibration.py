@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fliqs_jax as fq
-from fliqs_jax.searchers.static_calibration import (
+from fliqs_jax.searchers.joint.static_calibration import (
     InputSamples,
     PtqSettings,
     static_input_formats,

@@ -14,14 +14,14 @@ from fliqs_jax.models import supernets
 from fliqs_jax.quantized_model.static_weights import quantize_weights_by
 from fliqs_jax.quantizers.observers import OBSERVERS
 from fliqs_jax.searchers import linas
-from fliqs_jax.searchers.joint_space import JointSpace
-from fliqs_jax.searchers.sensitivity import TrainedState
-from fliqs_jax.searchers.static_calibration import (
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.joint.static_calibration import (
     InputSamples,
     PtqSettings,
     static_input_formats,
 )
-from fliqs_jax.searchers.subnetwork_evaluation import PopulationEvaluator
+from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
 

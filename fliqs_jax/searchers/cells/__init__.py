@@ -1,0 +1,1 @@
+"""Cells under limits: architecture weights, multipliers, repair, signals, baselines."""

@@ -1,0 +1,1 @@
+"""Parts of Learning-Compression: rules, schedule, history, sizes of codebooks."""

@@ -1,0 +1,1 @@
+"""Shared by searches inside one training run: samples, controllers, clips, settings."""

@@ -1,0 +1,68 @@
+"""Controllers made for a run: a recipe's settings joined with the run's costs.
+
+The recipes themselves are `fliqs_jax.controller.recipes`; here they get a cost over
+target and the steps at which they begin and end.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fliqs_jax.controller import Controller, default, published
+from fliqs_jax.searchers.in_training.one_shot import Phases
+
+
+@runtime_checkable  # the tests check annotations while running
+class Prices(Protocol):
+    """What a controller asks of the costs of a search space."""
+
+    @property
+    def option_bits(self) -> Int[np.ndarray, "*L K"]:
+        """Width of each option, of every decision alike or of each."""
+
+    def of(self, options: Int[Array, "L"]) -> Float[Array, ""]:
+        """Returns the cost of options; traced."""
+
+    def expected(self, probabilities: Float[Array, "L K"]) -> Float[Array, ""]:
+        """Returns the expected cost of independent decisions; traced."""
+
+    def marginal_effects(
+        self, probabilities: Float[Array, "L K"], effects: Float[Array, "L K"]
+    ) -> Float[Array, "L K"]:
+        """Returns what each option brings, the others being as probable as they are."""
+
+
+# (costs, target, phases) -> controller
+Recipe = Callable[[Prices, float, Phases], Controller]
+
+
+def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
+    """Returns the recipe of a controller with some of its settings changed.
+
+    Args:
+      make: `controller.default`, `leave_one_out` or `published`.
+      **settings: keyword arguments of `make`.
+    """
+
+    def for_run(costs: Prices, target: float, phases: Phases) -> Controller:
+        own = {}
+        if make is published:
+            cost_ratio = lambda options: costs.of(options) / target  # noqa: E731
+        else:
+            cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
+        if make is default:
+            own = {
+                "option_bits": costs.option_bits,
+                "marginal_effects": costs.marginal_effects,
+            }
+        return make(
+            cost_ratio,
+            **own,
+            warmup_steps=phases.warmup_end,
+            end_step=max(phases.search_end, phases.warmup_end + 1),
+            **settings,
+        )
+
+    return for_run

@@ -1,0 +1,1 @@
+"""Sub-networks and formats together: their space, costs, evaluation and fronts."""

@@ -1,0 +1,1 @@
+"""Parts of multi-objective search over integer vectors, whatever they stand for."""

@@ -1,0 +1,178 @@
+"""What a network search found: the small network by itself, judged and written down.
+
+An ordinary model with variables, formats and a policy of its own; nothing is masked any
+more.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from fliqs_jax.costs import make_site_storage, policy_cost
+from fliqs_jax.data import Dataset
+from fliqs_jax.models.supernets import (
+    ARCHITECTURE_FILE,
+    describe_choice,
+    extract,
+    subnetwork_parameters,
+    subnetwork_policy,
+    subnetwork_sites,
+)
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.report import (
+    comparison_table,
+    read_run,
+    sites_table,
+    write_network_report,
+)
+from fliqs_jax.searchers.fliqnas import Fliqnas
+from fliqs_jax.searchers.in_training.one_shot import SearchState
+from fliqs_jax.searchers.runs.results import describe_sites, versions
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
+from fliqs_jax.sites import Site
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.job import JobSettings
+from fliqs_jax.train.workdir import write_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundNetwork:
+    """The small network of a finished search, as an ordinary classifier."""
+
+    searcher: Fliqnas
+    state: SearchState
+    options: Int[np.ndarray, "L"]
+    sites: tuple[Site, ...]  # of the small network
+    classifier: Classifier
+    variables: TrainedState
+    policy: Policy
+    evaluator: Evaluator
+
+    @classmethod
+    def of(
+        cls,
+        searcher: Fliqnas,
+        state: SearchState,
+        dataset: Dataset,
+        job: JobSettings,
+        mesh: Mesh,
+    ) -> "FoundNetwork":
+        """Takes the network that a state would end with out of the super-network."""
+        full, net = searcher.classifier.classifier, searcher.costs.space.net
+        options = searcher.current_options(state)
+        choice = options[: len(net.counts)]
+        model, variables = extract(
+            net, {"params": state.params, **state.model_state}, choice
+        )
+        sites = subnetwork_sites(net, choice)
+        classifier = Classifier(
+            quantized=QuantizedModel(
+                model, sites=sites, per_channel=full.quantized.per_channel
+            ),
+            mean=full.mean,
+            std=full.std,
+        )
+        return cls(
+            searcher=searcher,
+            state=state,
+            options=options,
+            sites=sites,
+            classifier=classifier,
+            variables=TrainedState(
+                params=variables.pop("params"), model_state=variables
+            ),
+            policy=subnetwork_policy(net, choice, searcher.full_policy(state)),
+            evaluator=Evaluator(
+                classifier,
+                dataset,
+                batch_size=job.batch_size,
+                recalibration_batches=job.recalibration_batches,
+                mesh=mesh,
+            ),
+        )
+
+    @property
+    def choice(self) -> Int[np.ndarray, "A"]:
+        return self.options[: len(self.searcher.costs.space.net.counts)]
+
+    @property
+    def formats(self) -> SiteFormats:
+        return self._formats(self.options)
+
+    @property
+    def price(self) -> float:
+        return self.searcher.costs.exact_cost(self.options)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what the small network is, and what it is worth."""
+        net = self.searcher.costs.space.net
+        result = self.evaluator.test(self.variables, self.formats)
+        storage = make_site_storage(per_channel=self.classifier.quantized.per_channel)
+        chosen = self.searcher.select(self.state)
+        return {
+            "accuracy": result["accuracy"],
+            "loss": result["loss"],
+            "cost": self.price,
+            "architecture": describe_choice(net, self.choice),
+            "parameters": int(subnetwork_parameters(net, self.choice)),
+            "parameters_of_full": int(subnetwork_parameters(net, net.full)),
+            "macs": sum(site.macs for site in self.sites),
+            "macs_of_full": sum(site.macs for site in net.sites),
+            "size_bits": policy_cost(storage, self.sites, self.policy),
+            "selection_gap": chosen.bound - chosen.score,
+            "uniform": self._uniform(),
+        }
+
+    def _formats(self, options: Int[np.ndarray, "L"]) -> SiteFormats:
+        subnetwork = self.searcher.subnetwork(self.state, jnp.asarray(options))
+        net = self.searcher.costs.space.net
+        return extracted_formats(net, self.choice, subnetwork.formats)
+
+    def _uniform(self) -> list[dict[str, Any]]:
+        """Returns accuracy and cost of this architecture with one option everywhere."""
+        rows = []
+        for index, name in enumerate(self.searcher.costs.space.space.option_names):
+            options = self.options.copy()
+            options[len(self.choice) :] = index
+            formats = self._formats(options)
+            fresh = self.evaluator.recalibrated(self.variables, formats)
+            price = self.searcher.costs.exact_cost(options)
+            rows.append(
+                {
+                    "format": name,
+                    "accuracy": self.evaluator.test(fresh, formats)["accuracy"],
+                    "cost": price,
+                    "cost_ratio": price / self.searcher.target,
+                }
+            )
+        return rows
+
+
+def write_network_results(
+    folder: pathlib.Path,
+    found: FoundNetwork,
+    record: dict[str, Any],
+    summary: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Writes the result files; the summary last, which makes the run a finished one."""
+    found.policy.save(folder / "policy.json")
+    write_json(
+        folder / ARCHITECTURE_FILE, {**record, "sites": describe_sites(found.sites)}
+    )
+    write_json(folder / "summary.json", {**summary, "versions": versions()})
+    report = write_network_report(folder)
+    words = [f"{name} {option}" for name, option in summary["architecture"].items()]
+    say(f"architecture: {', '.join(words)}")
+    say(sites_table(found.sites, found.policy))
+    say(comparison_table(read_run(folder)))
+    say(f"report: {report}")

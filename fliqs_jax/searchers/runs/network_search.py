@@ -1,0 +1,240 @@
+"""A search for a network and its formats, from plain objects to a finished workdir.
+
+Puts the pieces of a FLIQNAS run together, and at its end takes the small network out of
+the super-network: an ordinary model that is tested, saved and loaded as any other. What
+happens in a step is in `fliqnas`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import ArrayLike, Int
+
+from fliqs_jax.costs import (
+    SiteCost,
+    check_fraction,
+    site_bops,
+)
+from fliqs_jax.data import Dataset
+from fliqs_jax.models.supernets import (
+    SupernetRecord,
+    architecture_record,
+)
+from fliqs_jax.policy import Policy
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
+from fliqs_jax.searchers.in_training.settings import FLIQNAS, FliqsSettings
+from fliqs_jax.searchers.runs.found_network import FoundNetwork, write_network_results
+from fliqs_jax.searchers.joint.budget import joint_extremes
+from fliqs_jax.searchers.joint.cost import JointCost
+from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.runs.network import save_network
+from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.runs.results import (
+    SearchResult,
+    describe_sites,
+    finished_result,
+)
+from fliqs_jax.searchers.runs.search_run import OptimizerSettings, check_variables
+from fliqs_jax.searchers.joint.subnetwork_classifier import (
+    SubnetworkClassifier,
+)
+from fliqs_jax.train import processes
+from fliqs_jax.train.classifier import Augment, Classifier
+from fliqs_jax.train.fitting import describe_variables
+from fliqs_jax.train.job import JobSettings, run_job
+from fliqs_jax.train.mapping import make_mesh
+from fliqs_jax.train.workdir import open_workdir
+
+
+def search_network(
+    space: JointSpace,
+    dataset: Dataset,
+    *,
+    workdir: str,
+    cost_target: float,
+    job: JobSettings,
+    cost: SiteCost = site_bops,
+    cost_reference: str = "int8",
+    settings: FliqsSettings = FLIQNAS,
+    optimizer: OptimizerSettings = OptimizerSettings(),
+    augment: Augment | None = None,
+    architecture: Int[ArrayLike, "A"] | None = None,
+    policy: Policy | None = None,
+    variables: Mapping[str, Any] | None = None,
+    skip_variables: Sequence[str] = (),
+    made_by: SupernetRecord | None = None,
+    config: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> SearchResult:
+    """Finds an architecture and formats in one training run, and trains the weights.
+
+    Run again with the same workdir and arguments, it continues where it stopped, or
+    returns the finished result.
+
+    Args:
+      space: the super-network and the formats of its sites, without weight modes.
+      dataset: from `load_dataset`.
+      workdir: a new folder, or that of the same run.
+      cost_target: budget as a fraction of what the full network costs with the format
+        `cost_reference` everywhere; positive.
+      job: steps, batch size, seed, and how to run.
+      cost: price of one site.
+      cost_reference: format of the full network that costs 1.
+      settings: of the method.
+      optimizer: of the weights.
+      augment: `(key, images) -> images` for training batches, on device.
+      architecture: option indices: formats alone are searched, for this sub-network.
+      policy: formats of the full network's sites: the architecture alone is searched.
+        With both there is nothing to search, and no budget: the network is trained.
+      variables: trained ones of the full network to start from; None starts fresh.
+      skip_variables: patterns of leaves that start fresh even so.
+      made_by: how the super-network was created, which lets `load_network` make the
+        small one; None leaves that to its caller.
+      config: what else identifies the run, for its `config.json`.
+      say: receives what a person wants to read.
+
+    Returns:
+      The result; its policy is about the small network's sites, its summary has the
+      `architecture`.
+
+    Raises:
+      ValueError: before any compilation, if an argument is out of range, the budget out
+        of reach, the variables another model's, or the workdir another run's.
+      TrainingDiverged: if the loss became NaN or infinite.
+    """
+    say = processes.spoken_once(say)
+    mesh, costs = make_mesh(), JointCost(space, cost)
+    fixed = _fixed(space, architecture, policy)
+    reference = costs.reference(cost_reference)
+    searching = bool((fixed < 0).any())
+    if searching:
+        allowed = allowed_options(costs, fixed)
+        least, most = joint_extremes(costs, allowed)
+        check_fraction(
+            cost_target,
+            f"the full network in uniform {cost_reference}",
+            unit=reference,
+            least=least,
+            most=most,
+            num_decisions=int((fixed < 0).sum()),
+        )
+    phases = Phases.of(
+        job.steps,
+        warmup_fraction=settings.warmup_fraction if searching else 0.0,
+        final_fraction=settings.final_fraction if searching else 1.0,
+    )
+    target = cost_target * reference
+    searcher = Fliqnas(
+        classifier=SubnetworkClassifier(
+            Classifier.of(
+                QuantizedModel(
+                    space.net.model,
+                    sites=space.net.sites,
+                    per_channel=settings.per_channel,
+                    clip_gradient=settings.clip_gradient,
+                ),
+                dataset,
+                augment,
+            ),
+            space.net,
+        ),
+        costs=costs,
+        target=target,
+        controller=settings.recipe(costs, target, phases),
+        phases=phases,
+        optimizer=optimizer.make(job.steps),
+        fixed=fixed,
+        judge_every=settings.judge_every,
+        calibrate_every=settings.calibrate_every,
+        label_smoothing=settings.label_smoothing,
+        quality=settings.quality,
+        within_budget=settings.within_budget,
+        dynamic_scales=settings.dynamic_scales,
+        variables=variables,
+        skip_variables=tuple(skip_variables),
+    )
+    made_by = made_by or SupernetRecord(
+        None, {}, dataset.num_classes, dataset.train.image_shape
+    )
+    identity = {
+        "method": "fliqnas",
+        "dataset": dataset.name,
+        **_describe_space(space, fixed),
+        "cost_reference": cost_reference,
+        "cost_target": cost_target,
+        "phases": dataclasses.asdict(phases),
+        "steps": job.steps,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "devices": mesh.size,
+        "network": {
+            "name": None,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.train.image_shape),
+            "per_channel": settings.per_channel,
+            "attention_products": False,
+        },
+    }
+    if variables is not None:
+        check_variables(
+            searcher.classifier, dataset, variables, searcher.skip_variables, say
+        )
+        skipped = {"skip": list(skip_variables)}
+        identity["initial_variables"] = {**describe_variables(variables), **skipped}
+    for name, value in (config or {}).items():
+        known = identity.get(name)
+        identity[name] = {**known, **value} if isinstance(known, dict) else value
+    with open_workdir(workdir, identity, volatile=("session",)) as folder:
+        if (folder / "summary.json").exists():
+            say(f"{folder} holds a finished run")
+            return finished_result(folder)
+        state, _, facts = run_job(
+            searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
+        )
+        found = FoundNetwork.of(searcher, state, dataset, job, mesh)
+        save_network(folder, found.variables, found.formats, found.classifier)
+        summary = {
+            **found.summary(),
+            "cost_target": target,
+            "cost_ratio": found.price / target,
+            "cost_of_reference": reference,
+            "steps": job.steps,
+            "seed": job.seed,
+            **searcher.summary(state),
+            **facts,
+        }
+        record = architecture_record(space.net, made_by, found.choice)
+        processes.on_main(
+            lambda: write_network_results(folder, found, record, summary, say)
+        )
+        return finished_result(folder)
+
+
+def _fixed(
+    space: JointSpace,
+    architecture: Int[ArrayLike, "A"] | None,
+    policy: Policy | None,
+) -> Int[np.ndarray, "L"]:
+    """Returns the options made beforehand, -1 where there is a search."""
+    choice = np.full(len(space.net.counts), -1, np.int32)
+    options = np.full(space.space.num_decisions, -1, np.int32)
+    if architecture is not None:
+        choice = space.net.check_choice(architecture)
+    if policy is not None:
+        options = space.space.options(policy)
+    return np.concatenate([choice, options])
+
+
+def _describe_space(space: JointSpace, fixed: Int[np.ndarray, "L"]) -> dict[str, Any]:
+    """Returns the decisions for `config.json`, and which were made beforehand."""
+    return {
+        "sites": describe_sites(space.net.sites),
+        "decisions": list(space.counts),
+        "options": list(space.space.option_names),
+        # Of the decisions about the architecture, which come first.
+        "architecture_options": {d.name: list(d.options) for d in space.net.decisions},
+        "fixed": fixed.tolist(),
+    }

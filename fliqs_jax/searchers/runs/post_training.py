@@ -1,0 +1,265 @@
+"""From a trained float network to formats within a budget, with no search.
+
+Measures sensitivities, allocates the budget, applies the policy found as it is: fresh
+batch statistics, no training. The finished workdir is like a search's. How values are
+measured is in `sensitivity` and `fisher`, how a budget is spent in `costs.allocation`.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from fliqs_jax.costs import (
+    CostTable,
+    SiteCost,
+    allocate_exact,
+    allocate_greedy,
+    check_target,
+    cost_table,
+    monotone_values,
+    site_bops,
+    storage_bits,
+    total_value,
+)
+from fliqs_jax.data import Dataset, batches
+from fliqs_jax.files import replace_text
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.report import sensitivity_table, write_sensitivity_plot
+from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.in_training.calibration import calibrated_formats, unsigned_inputs
+from fliqs_jax.searchers.sensitivities.fisher import check_estimable
+from fliqs_jax.searchers.runs.network import save_network
+from fliqs_jax.searchers.runs.results import (
+    SearchResult,
+    describe_sites,
+    finished_result,
+    write_results,
+)
+from fliqs_jax.searchers.sensitivities.meter import (
+    TrainedState,
+    calibrate_inputs,
+    isolated_formats,
+)
+from fliqs_jax.searchers.sensitivities.table import (
+    MEASURES,
+    make_meter,
+    measured_table,
+)
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.workdir import open_workdir
+
+ALLOCATIONS = {"milp": allocate_exact, "greedy": allocate_greedy}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllocationSettings:
+    """How formats are chosen from sensitivities."""
+
+    measure: str = "loss"
+    allocation: str = "milp"
+    batches: int = 4  # of training images, to calibrate and to measure on
+    monotone: bool = True  # a wider format counts as no worse than a narrower one
+
+    def __post_init__(self):
+        for name, known in (("measure", MEASURES), ("allocation", ALLOCATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got"
+                    f" {getattr(self, name)!r}"
+                )
+        if self.batches < 1:
+            raise ValueError(f"batches must be at least 1, got {self.batches}")
+
+
+def allocate_formats(
+    model: nn.Module | nnx.Module,
+    dataset: Dataset,
+    space: SearchSpace,
+    *,
+    trained: Callable[[], tuple[TrainedState, float]],
+    workdir: str,
+    cost_target: float,
+    settings: AllocationSettings = AllocationSettings(),
+    batch_size: int = 128,
+    seed: int = 0,
+    steps: int = 0,
+    cost: SiteCost = site_bops,
+    cost_reference: str = "int8",
+    per_channel: bool = True,
+    config: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> SearchResult:
+    """Finds formats within a budget for a trained float network, without training.
+
+    Run again with the same workdir and arguments, it measures what is missing, or
+    returns the finished result. The policy can then be trained at, by `search_formats`.
+
+    Args:
+      model: a linen or NNX image classifier, as for `search_formats`.
+      dataset: training images to measure on, test images for the accuracy.
+      space: what may be chosen.
+      trained: returns the float network's variables, and the seconds that training
+        them took as part of this run; called if they are needed.
+      workdir: a new folder, or that of the same run.
+      cost_target: budget as a fraction of the reference's cost, positive.
+      settings: of the method.
+      batch_size: of all passes.
+      seed: of the choice of images.
+      steps: that the float network was trained for as part of this run.
+      cost: price of one site.
+      cost_reference: format of the uniform policy that costs 1.
+      per_channel: one weight scale an output channel.
+      config: what else identifies the run, for its `config.json`.
+      say: receives what a person wants to read.
+
+    Raises:
+      ValueError: before anything is measured, if an argument is out of range, the
+        budget out of reach, the measure not for such a model, or the workdir another
+        run's. Also if the network's outputs are not finite.
+    """
+    costs = cost_table(space, cost)
+    check_target(costs, cost_target, cost_reference)
+    if settings.measure == "fisher":
+        check_estimable(QuantizedModel(model).model, space)
+    reference = costs.reference(cost_reference)
+    target = cost_target * reference
+    identity = {
+        "method": "sensitivity",
+        "dataset": dataset.name,
+        "sites": describe_sites(space.sites),
+        "decisions": list(space.decision_names),
+        "options": list(space.option_names),
+        "cost_reference": cost_reference,
+        "cost_target": cost_target,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "settings": dataclasses.asdict(settings),
+        "network": {
+            "name": None,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.train.image_shape),
+            "per_channel": per_channel,
+            "attention_products": any(site.product for site in space.sites),
+        },
+    }
+    for name, value in (config or {}).items():
+        known = identity.get(name)
+        identity[name] = {**known, **value} if isinstance(known, dict) else value
+    with open_workdir(workdir, identity, volatile=("session",)) as folder:
+        if (folder / "summary.json").exists():
+            say(f"{folder} holds a finished run")
+            return finished_result(folder)
+        state, training_seconds = trained()
+        classifier = Classifier.of(
+            QuantizedModel(model, sites=space.sites, per_channel=per_channel), dataset
+        )
+        source = batches(dataset.train, batch_size=batch_size, seed=seed)
+        images = [source.batch(number) for number in range(settings.batches)]
+        start = time.monotonic()
+        calibration = calibrate_inputs(classifier, state, space, images)
+        calibrating = time.monotonic() - start
+        meter = make_meter(
+            settings.measure, classifier, state, space, calibration, images
+        )
+        values, measuring = measured_table(meter, space, folder, say)
+        start = time.monotonic()
+        options, allocation = _allocated(values, costs, target, settings)
+        _write_sensitivities(folder, values, options, space, settings.measure, say)
+        seconds = calibrating + measuring + time.monotonic() - start
+
+        evaluator = Evaluator(classifier, dataset, batch_size=batch_size)
+
+        def applied(options):
+            """Returns formats of options, the state for them, and its test results."""
+            formats = calibrated_formats(calibration, space, jnp.asarray(options))
+            fresh = evaluator.recalibrated(state, formats)
+            return formats, fresh, evaluator.test(fresh, formats)
+
+        formats, fresh, result = applied(options)
+        save_network(folder, fresh, formats, classifier)
+        plain = isolated_formats(calibration, space, -1, 0)
+        summary = {
+            "accuracy": result["accuracy"],
+            "loss": result["loss"],
+            "accuracy_before": evaluator.test(state, plain)["accuracy"],
+            "cost": costs.exact_cost(options),
+            "cost_target": target,
+            "cost_ratio": costs.exact_cost(options) / target,
+            "cost_of_reference": reference,
+            "steps": steps,
+            "entropy": None,
+            "seed": seed,
+            "uniform": [
+                {
+                    "format": name,
+                    "accuracy": applied(same)[2]["accuracy"],
+                    "cost": costs.exact_cost(same),
+                    "cost_ratio": costs.exact_cost(same) / target,
+                }
+                for name, same in zip(
+                    space.option_names, _uniform_options(space), strict=True
+                )
+            ],
+            "allocation": allocation,
+            "seconds": training_seconds + seconds,
+            "seconds_measuring": seconds,
+            "compile_count": meter.compile_count,
+        }
+        policy = unsigned_inputs(
+            space.policy(options), np.asarray(calibration.nonnegative)
+        )
+        write_results(folder, policy=policy, summary=summary, say=say)
+        return finished_result(folder)
+
+
+def _uniform_options(space: SearchSpace) -> Int[np.ndarray, "K L"]:
+    every = np.arange(space.num_options, dtype=np.int32)
+    return np.repeat(every[:, None], space.num_decisions, axis=1)
+
+
+def _allocated(
+    values: Float[np.ndarray, "L K"],
+    costs: CostTable,
+    budget: float,
+    settings: AllocationSettings,
+) -> tuple[Int[np.ndarray, "L"], dict[str, Any]]:
+    """Returns the options, and what they add up to beside the least possible sum."""
+    if settings.monotone:
+        bits = [storage_bits(name) for name in costs.space.option_names]
+        values = monotone_values(values, bits)
+    options = ALLOCATIONS[settings.allocation](values, costs, budget)
+    least = total_value(values, allocate_exact(values, costs, budget))
+    total = total_value(values, options)
+    return options, {"sensitivity": total, "least_sensitivity": least}
+
+
+def _write_sensitivities(
+    folder: pathlib.Path,
+    values: Float[np.ndarray, "L K"],
+    options: Int[np.ndarray, "L"],
+    space: SearchSpace,
+    measure: str,
+    say: Callable[[str], None],
+) -> None:
+    """Writes sensitivity.csv and sensitivity.png, and prints the ranking."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["decision", *space.option_names, "chosen"])
+    for name, row, option in zip(space.decision_names, values, options, strict=True):
+        writer.writerow([name, *row.tolist(), space.option_names[option]])
+    replace_text(folder / "sensitivity.csv", text.getvalue())
+    shown = (space.decision_names, space.option_names, values, options)
+    write_sensitivity_plot(folder / "sensitivity.png", *shown, unit=MEASURES[measure])
+    say(sensitivity_table(*shown, unit=MEASURES[measure]))

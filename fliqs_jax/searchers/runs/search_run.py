@@ -1,0 +1,214 @@
+"""A format search from its searcher to a finished workdir, whatever the method.
+
+Names the run, opens its folder, runs the job, evaluates what was found and writes the
+results. The methods' own parts are in `format_search` (FLIQS) and `bit_search`
+(QBitOpt); what happens in a step is in `fliqs` and `qbitopt`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+
+from fliqs_jax.costs import CostTable, make_site_storage, policy_cost
+from fliqs_jax.data import Dataset
+from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.runs.network import save_network
+from fliqs_jax.searchers.runs.results import (
+    SearchResult,
+    describe_sites,
+    finished_result,
+    write_results,
+)
+from fliqs_jax.train import processes
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.evaluation import Evaluator
+from fliqs_jax.train.fitting import describe_variables, fit_variables
+from fliqs_jax.train.job import JobSettings, Searcher, run_job
+from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
+from fliqs_jax.train.workdir import open_workdir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How the weights are trained; see `fliqs_jax.train.optimizers`."""
+
+    name: str = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+
+    def make(self, steps: int) -> optax.GradientTransformation:
+        schedule = cosine_schedule(self.learning_rate, steps=steps)
+        return make_optimizer(self.name, schedule, weight_decay=self.weight_decay)
+
+
+@runtime_checkable  # the tests check annotations while running
+class FormatSearcher(Searcher, Protocol):
+    """A searcher whose result is a format for every site."""
+
+    classifier: Classifier
+    space: SearchSpace
+    costs: CostTable
+    target: float  # in the unit of `costs`
+    variables: Mapping[str, Any] | None  # to start from
+    skip_variables: tuple[str, ...]  # patterns of what starts fresh even so
+
+    def formats(self, state: PyTree, options: Int[Array, "D"]) -> SiteFormats:
+        """Returns the formats and clip bounds of these options."""
+
+    def current_options(self, state: PyTree) -> Int[np.ndarray, "D"]:
+        """Returns the options that the run would end with now (host)."""
+
+    def final_policy(self, state: PyTree) -> Policy:
+        """Returns the policy as run."""
+
+    def summary(self, state: PyTree) -> dict[str, Any]:
+        """Returns what the method adds to `summary.json`."""
+
+
+def run_search(
+    searcher: FormatSearcher,
+    dataset: Dataset,
+    job: JobSettings,
+    *,
+    workdir: str,
+    mesh: Mesh,
+    method: str,
+    cost_target: float,
+    cost_reference: str,
+    identity: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> SearchResult:
+    """Runs a searcher to its end, or continues it, and writes the results.
+
+    Args:
+      searcher: the method, its target feasible.
+      dataset: from `load_dataset`.
+      job: how to run.
+      workdir: a new folder, or that of the same run.
+      mesh: the devices.
+      method: its name in `config.json`.
+      cost_target: the searcher's, as a fraction of the reference's cost.
+      cost_reference: format of the uniform policy that costs 1.
+      identity: what of the method's settings identifies the run.
+      config: what else does.
+      say: receives what a person wants to read.
+
+    Raises:
+      ValueError: before any compilation, if the variables are another model's or the
+        workdir another run's.
+      TrainingDiverged: if the loss became NaN or infinite.
+    """
+    say = processes.spoken_once(say)
+    space, quantized = searcher.space, searcher.classifier.quantized
+    reference = searcher.costs.reference(cost_reference)
+    identity = {
+        "method": method,
+        "dataset": dataset.name,
+        "sites": describe_sites(space.sites),
+        "decisions": list(space.decision_names),
+        "options": list(space.option_names),
+        "cost_reference": cost_reference,
+        "cost_target": cost_target,
+        **identity,
+        "steps": job.steps,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "devices": mesh.size,
+        "network": {
+            "name": None,
+            "num_classes": dataset.num_classes,
+            "image_shape": list(dataset.train.image_shape),
+            "per_channel": quantized.per_channel,
+            "attention_products": any(site.product for site in space.sites),
+        },
+    }
+    if searcher.variables is not None:
+        check_variables(
+            searcher.classifier,
+            dataset,
+            searcher.variables,
+            searcher.skip_variables,
+            say,
+        )
+        identity["initial_variables"] = {
+            **describe_variables(searcher.variables),
+            "skip": list(searcher.skip_variables),
+        }
+    for name, value in (config or {}).items():
+        known = identity.get(name)
+        identity[name] = {**known, **value} if isinstance(known, dict) else value
+    with open_workdir(workdir, identity, volatile=("session",)) as folder:
+        if (folder / "summary.json").exists():
+            say(f"{folder} holds a finished run")
+            return finished_result(folder)
+        state, evaluator, facts = run_job(
+            searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
+        )
+        policy = searcher.final_policy(state)
+        formats = searcher.current_formats(state)
+        price = searcher.costs.exact_cost(searcher.current_options(state))
+        result = evaluator.test(state, formats)
+        uniform = _uniform_policies(searcher, evaluator, state)
+        storage = make_site_storage(per_channel=quantized.per_channel)
+        save_network(folder, state, formats, searcher.classifier)
+        summary = {
+            "accuracy": result["accuracy"],
+            "loss": result["loss"],
+            "cost": price,
+            "cost_target": searcher.target,
+            "cost_ratio": price / searcher.target,
+            "cost_of_reference": reference,
+            "size_bits": policy_cost(storage, space.sites, policy),
+            "steps": job.steps,
+            "seed": job.seed,
+            "uniform": uniform,
+            **searcher.summary(state),
+            **facts,
+        }
+        processes.on_main(
+            lambda: write_results(folder, policy=policy, summary=summary, say=say)
+        )
+        return finished_result(folder)
+
+
+def check_variables(
+    classifier: Classifier,
+    dataset: Dataset,
+    variables: Mapping[str, Any],
+    skip: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """Refuses variables of another model, by shapes alone."""
+    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
+    params, model_state = jax.eval_shape(classifier.init, jax.random.key(0), image)
+    fit_variables(variables, {"params": params, **model_state}, skip=skip, say=say)
+
+
+def _uniform_policies(
+    searcher: FormatSearcher, evaluator: Evaluator, state: PyTree
+) -> list[dict[str, Any]]:
+    """Returns accuracy and cost of the final weights with one option everywhere."""
+    rows = []
+    for index, name in enumerate(searcher.space.option_names):
+        options = np.full(searcher.space.num_decisions, index, np.int32)
+        formats = searcher.formats(state, jnp.asarray(options))
+        fresh = evaluator.recalibrated(state, formats)
+        price = searcher.costs.exact_cost(options)
+        rows.append(
+            {
+                "format": name,
+                "accuracy": evaluator.test(fresh, formats)["accuracy"],
+                "cost": price,
+                "cost_ratio": price / searcher.target,
+            }
+        )
+    return rows

@@ -1,0 +1,255 @@
+"""What a joint search leaves in its workdir: the front, the point taken, the numbers.
+
+The search itself is in `simq_nas`; every point taken is a finished run of its own
+(`extracted_point`), so another one can be taken later.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fliqs_jax.data import Dataset
+from fliqs_jax.policy import Policy
+from fliqs_jax.report import sites_table, write_front_plot, write_front_report
+from fliqs_jax.report.reading import read_run
+from fliqs_jax.searchers.runs.extracted_point import (
+    extracted_network,
+    point_name,
+    save_point,
+    small_network,
+)
+from fliqs_jax.searchers.joint.front import (
+    UNITS,
+    Selection,
+    accuracy_loss,
+    architecture_words,
+    count_dominated,
+    describe_point,
+    fold_reductions,
+    select_point,
+    write_front,
+)
+from fliqs_jax.searchers.runs.results import versions
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.searchers.simq_nas import FoundFront, SimqSettings, front_summary
+from fliqs_jax.train.metrics import MetricsWriter
+from fliqs_jax.train.workdir import write_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SmallNetwork:
+    """A point's network in float, for training on at its formats."""
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+    policy: Policy
+    network: Mapping[str, Any]  # how `load_network` makes it
+
+
+# From a network, and the name of a folder for it, to the folder and its summary.
+Finetune = Callable[[SmallNetwork, str], tuple[str, Mapping[str, Any]]]
+
+
+def write_search(
+    found: FoundFront,
+    state: TrainedState,
+    dataset: Dataset,
+    *,
+    folder: pathlib.Path,
+    settings: SimqSettings,
+    selection: Selection,
+    finetune: Finetune | None,
+    batch_size: int,
+    seed: int,
+    training: Mapping[str, Any],
+    network: Mapping[str, Any],
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Writes a search's results, takes a point, and returns the summary.
+
+    Args:
+      found: the search.
+      state: of the full network, in float.
+      dataset: its data.
+      folder: of the run.
+      settings: of the search.
+      selection: which point to take.
+      finetune: trains a point on; None leaves it as quantized.
+      batch_size: of all passes.
+      seed: of the search.
+      training: summary of the super-network's training: `seconds`, `steps`,
+        `compile_count`.
+      network: how the super-network is made.
+      config: what a point's `config.json` should hold.
+      facts: what else the summary should, once the point is taken.
+      say: receives what a person wants to read.
+
+    Raises:
+      ValueError: if no point is within the limits. The front and the report are
+        written even so.
+    """
+    cost = found.result.objectives[1]
+    reference = found.full[selection.reference]
+    write_front(folder / "front.csv", found.space, found.points)
+    _write_metrics(folder, found)
+    summary = {
+        "accuracy": None,
+        "supernet": network["supernet"],
+        "dataset": dataset.name,
+        **front_summary(found),
+        "population": settings.population,
+        "prices_searched": [UNITS[name][0] for name in found.result.objectives[1:]],
+        "accuracy_reference": selection.reference,
+        "front": _described(found.points),
+        "full_network": {n: describe_point(p) for n, p in found.full.items()},
+        "subnetworks": {n: _described(p) for n, p in found.subnetworks.items()},
+        "dominated": {
+            name: [
+                count_dominated(found.points, p, found.result.objectives[1:]),
+                len(p),
+            ]
+            for name, p in found.subnetworks.items()
+        },
+        "fold_reductions": _reductions(found),
+        "point": None,
+        "steps": training["steps"],
+        "seconds": training["seconds"] + sum(found.seconds.values()),
+        "seconds_of_search": found.seconds.get("search", 0.0),
+        "seconds_by_phase": {"supernet": training["seconds"], **found.seconds},
+        "compile_count": training["compile_count"] + found.compile_count,
+        "seed": seed,
+        "versions": versions(),
+    }
+    for line in reduction_lines(summary["fold_reductions"]):
+        say(line)
+    try:
+        index = select_point(found.points, selection, reference, cost=cost)
+    except ValueError:
+        _write(folder, summary)
+        raise
+    point = found.points[index]
+    say(f"took point {index} of front.csv: {_selection_words(selection, found, index)}")
+    name = f"points/{point_name(point.vector)}"
+    taken = save_point(
+        folder / name,
+        found.space,
+        point.vector,
+        dataset,
+        quantized=found.quantized,
+        batch_size=batch_size,
+        prices=point.prices,
+        seed=seed,
+        network=network,
+        config=config,
+    )
+    accuracy, source = taken["accuracy"], "quantized after training, no retraining"
+    chosen = name
+    if finetune is not None:
+        model, own = small_network(found.space, state, point.vector)
+        small = SmallNetwork(
+            model=model,
+            variables=own.variables,
+            policy=found.space.policy(point.vector),
+            network=extracted_network(found.space, point.vector, dataset, network),
+        )
+        chosen, result = finetune(small, name)
+        accuracy = result["accuracy"]
+        source = f"fine-tuned for {result['steps']} steps at its formats"
+        summary["seconds"] += result["seconds"]
+        summary["finetune_steps"] = result["steps"]
+    target = selection.limits.get(cost)
+    summary |= {
+        "accuracy": accuracy,
+        "accuracy_source": f"test set, {source}",
+        "accuracy_quantized": taken["accuracy"],
+        "cost": point.prices[cost],
+        "cost_target": target,
+        "cost_ratio": None if target is None else point.prices[cost] / target,
+        "point": index,
+        "selection": _selection_words(selection, found, index),
+        "architecture": architecture_words(found.space, point.vector),
+        "chosen": chosen,
+        **facts,
+    }
+    policy = found.space.policy(point.vector)
+    policy.save(folder / "policy.json")
+    _write(folder, summary)
+    run = read_run(folder / name)
+    say(sites_table(run.config.sites, run.policy))
+    say(f"test accuracy {accuracy:.2%} ({source}), in {folder / chosen}")
+    say(f"report: {folder / 'report.html'}")
+    return summary
+
+
+def _write(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    write_json(folder / "summary.json", summary)
+    write_front_plot(folder / "front.png", summary)
+    write_front_report(folder)
+
+
+def _described(points: Sequence) -> list[dict[str, Any]]:
+    return [describe_point(point) for point in points]
+
+
+def _reductions(found: FoundFront) -> dict[str, Any]:
+    """Fold reductions against the int8 full network, by split and price."""
+    whole = found.full["int8"]
+    by_split = {
+        "validation": lambda point: point.validation_accuracy,
+        "test": lambda point: point.test_accuracy,
+    }
+    return {
+        split: {
+            UNITS[name][0]: row
+            for name, row in fold_reductions(found.points, whole, accuracy).items()
+        }
+        for split, accuracy in by_split.items()
+    }
+
+
+def reduction_lines(reductions: Mapping[str, Any]) -> list[str]:
+    """Returns fold reductions as lines to print."""
+    lines = []
+    for split, found in reductions.items():
+        for name, row in found.items():
+            start = (
+                f"{name} at no loss of {split} accuracy against the int8 full network"
+            )
+            if row is None:
+                lines.append(f"{start}: none, every point loses")
+            else:
+                lines.append(
+                    f"{start}: {row['factor']:.2f} times less (point {row['point']},"
+                    f" test accuracy {row['test_gain']:+.2f} points)"
+                )
+    return lines
+
+
+def _selection_words(selection: Selection, found: FoundFront, index: int) -> str:
+    if selection.point is not None:
+        return "the point that was named"
+    point, against = found.points[index], f"the full network at {selection.reference}"
+    loss = accuracy_loss(point, found.full[selection.reference])
+    if selection.accuracy_loss is not None or (not selection.limits and loss <= 1e-9):
+        most = selection.accuracy_loss or 0.0
+        limit = f"loses at most {most:g} points of validation accuracy to {against}"
+        within = " within the other limits" if selection.limits else ""
+        return f"the cheapest point{within} that {limit}"
+    if selection.limits:
+        return "the most accurate point on the validation split within the limits"
+    return f"the most accurate point on the validation split: all lose to {against}"
+
+
+def _write_metrics(folder: pathlib.Path, found: FoundFront) -> None:
+    """Writes metrics.jsonl: the hypervolume, evaluation by evaluation."""
+    best = np.maximum.accumulate(1.0 - found.result.values[:, 0])
+    with MetricsWriter(folder, resume_step=None) as writer:
+        for row, (volume, accuracy) in enumerate(zip(found.curve, best, strict=True)):
+            values = {"hypervolume": volume, "best_validation_accuracy": accuracy}
+            writer.write("search", row + 1, values)
