@@ -120,7 +120,7 @@ class LeNet5(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
-def _max_pool(x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B H/2 W/2 C"]:
+def _max_pool(x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B H//2 W//2 C"]:
     """2x2 max-pooling of stride 2 without padding, as `nn.max_pool`.
 
     Its gradient is element-wise, where XLA's select-and-scatter takes as long on CPU as

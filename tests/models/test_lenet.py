@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+
 from fliqs_jax.models import lenet
 
 
