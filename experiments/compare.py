@@ -38,6 +38,8 @@ FLAGS = flags.FLAGS
 # Imported, so their flags are defined by now.
 LAUNCHERS = (fliqs, qbitopt, sensitivity, learning_compression)
 _FROM_FLOAT = "--init_from={float}"
+# Direct compression is of the float network itself, as published: one step of no length.
+_UNTRAINED = ("--steps=1", "--lc_steps=1", "--learning_rate=1e-9")
 # Those of the float network that others start from.
 _REFERENCE = {"reference_steps": "steps", "reference_learning_rate": "learning_rate"}
 _HANDED_ON = frozenset(FLAGS) - {"workdir", *_REFERENCE}  # those given go to every run
@@ -161,10 +163,16 @@ def methods(seed: int) -> dict[str, Method]:
     for name in FLAGS.compression:
         if name not in VARIANTS:
             raise ValueError(f"--compression={name}: use {', '.join(VARIANTS)}")
+        own = _UNTRAINED if name == "dc" else ()
         for size in FLAGS.codebook_sizes:
             known[f"{name}_k{size}"] = Method(
                 launcher=learning_compression.__name__,
-                flags=(f"--method={name}", f"--codebook_size={size}", _FROM_FLOAT),
+                flags=(
+                    f"--method={name}",
+                    f"--codebook_size={size}",
+                    *own,
+                    _FROM_FLOAT,
+                ),
             )
     return _from_float(known) if FLAGS.from_float else known
 

@@ -85,6 +85,11 @@ def test_codebooks_of_every_size_start_from_one_float_network_a_seed(planned, tm
     }
 
 
+def test_direct_compression_is_of_the_float_network_itself(planned):
+    runs, _ = planned("--seeds=0", "--compression=dc", "--codebook_sizes=2")
+    assert {"--steps=1", "--lc_steps=1"} <= set(runs["dc_k2-seed0"].flags)
+
+
 def test_from_float_all_fine_tune_the_network_that_is_trained_first(planned, tmp_path):
     runs, _ = planned(
         *("--seeds=1", "--from_float", "--reference_steps=700", "--steps=90"),
