@@ -38,7 +38,7 @@ FLAGS = flags.FLAGS
 # Imported, so their flags are defined by now.
 LAUNCHERS = (fliqs, qbitopt, sensitivity, learning_compression)
 _FROM_FLOAT = "--init_from={float}"
-# Direct compression is of the float network itself, as published: one step of no length.
+# Direct compression, as published, is of the float network itself: a step of no length.
 _UNTRAINED = ("--steps=1", "--lc_steps=1", "--learning_rate=1e-9")
 # Those of the float network that others start from.
 _REFERENCE = {"reference_steps": "steps", "reference_learning_rate": "learning_rate"}
