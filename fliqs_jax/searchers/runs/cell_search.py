@@ -28,8 +28,6 @@ from fliqs_jax.searchers.cells.architecture import (
     ArchitectureSettings,
     ArchitectureState,
 )
-from fliqs_jax.searchers.cells.repair import Repair, check_limits
-from fliqs_jax.searchers.dca_nas import DcaNas, architecture_progress
 from fliqs_jax.searchers.cells.expected_accuracy import search_by_table, search_grid
 from fliqs_jax.searchers.cells.limits import Limit
 from fliqs_jax.searchers.cells.look_up_graph import (
@@ -37,8 +35,10 @@ from fliqs_jax.searchers.cells.look_up_graph import (
     random_look_up_graph,
     through,
 )
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
+from fliqs_jax.searchers.cells.repair import Repair, check_limits
 from fliqs_jax.searchers.cells.stage_formats import StageFormats
+from fliqs_jax.searchers.dca_nas import DcaNas, architecture_progress
+from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train.classifier import Augment, Classifier, image_sites
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.journal import Timer

@@ -28,7 +28,6 @@ from fliqs_jax.deploy import (
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import compression_table, write_compression_report
-from fliqs_jax.searchers.compression.sizes import SIZES, choose_sizes
 from fliqs_jax.searchers.compression.history import MEASURES
 from fliqs_jax.searchers.compression.rules import (
     CompressionRule,
@@ -37,6 +36,7 @@ from fliqs_jax.searchers.compression.rules import (
     named_leaves,
 )
 from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
+from fliqs_jax.searchers.compression.sizes import SIZES, choose_sizes
 from fliqs_jax.searchers.learning_compression import (
     LCState,
     LearningCompression,

@@ -34,9 +34,9 @@ from fliqs_jax.report import (
 )
 from fliqs_jax.searchers.fliqnas import Fliqnas
 from fliqs_jax.searchers.in_training.one_shot import SearchState
+from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
 from fliqs_jax.searchers.runs.results import describe_sites, versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
-from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
 from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator

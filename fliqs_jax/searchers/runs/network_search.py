@@ -25,22 +25,22 @@ from fliqs_jax.models.supernets import (
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
+from fliqs_jax.searchers.in_training.one_shot import Phases
 from fliqs_jax.searchers.in_training.settings import FLIQNAS, FliqsSettings
-from fliqs_jax.searchers.runs.found_network import FoundNetwork, write_network_results
 from fliqs_jax.searchers.joint.budget import joint_extremes
 from fliqs_jax.searchers.joint.cost import JointCost
 from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.joint.subnetwork_classifier import (
+    SubnetworkClassifier,
+)
+from fliqs_jax.searchers.runs.found_network import FoundNetwork, write_network_results
 from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.in_training.one_shot import Phases
 from fliqs_jax.searchers.runs.results import (
     SearchResult,
     describe_sites,
     finished_result,
 )
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings, check_variables
-from fliqs_jax.searchers.joint.subnetwork_classifier import (
-    SubnetworkClassifier,
-)
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.fitting import describe_variables

@@ -36,8 +36,10 @@ from fliqs_jax.files import replace_text
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import sensitivity_table, write_sensitivity_plot
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.in_training.calibration import calibrated_formats, unsigned_inputs
-from fliqs_jax.searchers.sensitivities.fisher import check_estimable
+from fliqs_jax.searchers.in_training.calibration import (
+    calibrated_formats,
+    unsigned_inputs,
+)
 from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.searchers.runs.results import (
     SearchResult,
@@ -45,6 +47,7 @@ from fliqs_jax.searchers.runs.results import (
     finished_result,
     write_results,
 )
+from fliqs_jax.searchers.sensitivities.fisher import check_estimable
 from fliqs_jax.searchers.sensitivities.meter import (
     TrainedState,
     calibrate_inputs,

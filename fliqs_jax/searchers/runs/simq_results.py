@@ -16,12 +16,6 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.report import sites_table, write_front_plot, write_front_report
 from fliqs_jax.report.reading import read_run
-from fliqs_jax.searchers.runs.extracted_point import (
-    extracted_network,
-    point_name,
-    save_point,
-    small_network,
-)
 from fliqs_jax.searchers.joint.front import (
     UNITS,
     Selection,
@@ -32,6 +26,12 @@ from fliqs_jax.searchers.joint.front import (
     fold_reductions,
     select_point,
     write_front,
+)
+from fliqs_jax.searchers.runs.extracted_point import (
+    extracted_network,
+    point_name,
+    save_point,
+    small_network,
 )
 from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
