@@ -49,6 +49,11 @@ from fliqs_jax.searchers.runs.results import (
     finished_result,
     versions,
 )
+from fliqs_jax.searchers.runs.run_folder import (
+    describe_job,
+    describe_network,
+    open_run,
+)
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import Site
 from fliqs_jax.train import processes
@@ -57,7 +62,7 @@ from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.mapping import check_batch_size, make_mesh
 from fliqs_jax.train.optimizers import make_optimizer
-from fliqs_jax.train.workdir import open_workdir, write_json
+from fliqs_jax.train.workdir import write_json
 
 _MOST_JUDGED = 5000  # training examples that the loss of Delta(Theta) is measured on
 
@@ -189,22 +194,11 @@ def compress_network(
         "cost": "size",
         "cost_reference": cost_reference,
         "cost_target": size_budget,
-        "steps": job.steps,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "devices": mesh.size,
-        "network": {
-            "name": None,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.train.image_shape),
-            "per_channel": True,
-        },
+        **describe_job(job, mesh),
+        "network": describe_network(dataset, sites),
     }
-    for name, value in (config or {}).items():
-        known = identity.get(name)
-        identity[name] = {**known, **value} if isinstance(known, dict) else value
-    with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
+    with open_run(workdir, identity, config) as (folder, finished):
+        if finished:
             say(f"{folder} holds a finished run")
             return finished_result(folder)
         reference, seconds = trained()

@@ -40,13 +40,17 @@ from fliqs_jax.searchers.runs.results import (
     describe_sites,
     finished_result,
 )
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings, check_variables
+from fliqs_jax.searchers.runs.run_folder import (
+    describe_job,
+    describe_network,
+    describe_start,
+    open_run,
+)
+from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier
-from fliqs_jax.train.fitting import describe_variables
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.mapping import make_mesh
-from fliqs_jax.train.workdir import open_workdir
 
 
 def search_network(
@@ -166,29 +170,14 @@ def search_network(
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         "phases": dataclasses.asdict(phases),
-        "steps": job.steps,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "devices": mesh.size,
-        "network": {
-            "name": None,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.train.image_shape),
-            "per_channel": settings.per_channel,
-            "attention_products": False,
-        },
+        **describe_job(job, mesh),
+        "network": describe_network(
+            dataset, space.net.sites, per_channel=settings.per_channel
+        ),
+        **describe_start(searcher.classifier, dataset, variables, skip_variables, say),
     }
-    if variables is not None:
-        check_variables(
-            searcher.classifier, dataset, variables, searcher.skip_variables, say
-        )
-        skipped = {"skip": list(skip_variables)}
-        identity["initial_variables"] = {**describe_variables(variables), **skipped}
-    for name, value in (config or {}).items():
-        known = identity.get(name)
-        identity[name] = {**known, **value} if isinstance(known, dict) else value
-    with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
+    with open_run(workdir, identity, config) as (folder, finished):
+        if finished:
             say(f"{folder} holds a finished run")
             return finished_result(folder)
         state, _, facts = run_job(

@@ -47,6 +47,7 @@ from fliqs_jax.searchers.runs.results import (
     finished_result,
     write_results,
 )
+from fliqs_jax.searchers.runs.run_folder import describe_network, open_run
 from fliqs_jax.searchers.sensitivities.fisher import check_estimable
 from fliqs_jax.searchers.sensitivities.meter import (
     TrainedState,
@@ -60,7 +61,6 @@ from fliqs_jax.searchers.sensitivities.table import (
 )
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
-from fliqs_jax.train.workdir import open_workdir
 
 ALLOCATIONS = {"milp": allocate_exact, "greedy": allocate_greedy}
 
@@ -149,19 +149,10 @@ def allocate_formats(
         "batch_size": batch_size,
         "seed": seed,
         "settings": dataclasses.asdict(settings),
-        "network": {
-            "name": None,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.train.image_shape),
-            "per_channel": per_channel,
-            "attention_products": any(site.product for site in space.sites),
-        },
+        "network": describe_network(dataset, space.sites, per_channel=per_channel),
     }
-    for name, value in (config or {}).items():
-        known = identity.get(name)
-        identity[name] = {**known, **value} if isinstance(known, dict) else value
-    with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
+    with open_run(workdir, identity, config) as (folder, finished):
+        if finished:
             say(f"{folder} holds a finished run")
             return finished_result(folder)
         state, training_seconds = trained()

@@ -6,10 +6,9 @@ results. The methods' own parts are in `format_search` (FLIQS) and `bit_search`
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -27,13 +26,17 @@ from fliqs_jax.searchers.runs.results import (
     finished_result,
     write_results,
 )
+from fliqs_jax.searchers.runs.run_folder import (
+    describe_job,
+    describe_network,
+    describe_start,
+    open_run,
+)
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
-from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings, Searcher, run_job
 from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
-from fliqs_jax.train.workdir import open_workdir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,35 +122,20 @@ def run_search(
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         **identity,
-        "steps": job.steps,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "devices": mesh.size,
-        "network": {
-            "name": None,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.train.image_shape),
-            "per_channel": quantized.per_channel,
-            "attention_products": any(site.product for site in space.sites),
-        },
-    }
-    if searcher.variables is not None:
-        check_variables(
+        **describe_job(job, mesh),
+        "network": describe_network(
+            dataset, space.sites, per_channel=quantized.per_channel
+        ),
+        **describe_start(
             searcher.classifier,
             dataset,
             searcher.variables,
             searcher.skip_variables,
             say,
-        )
-        identity["initial_variables"] = {
-            **describe_variables(searcher.variables),
-            "skip": list(searcher.skip_variables),
-        }
-    for name, value in (config or {}).items():
-        known = identity.get(name)
-        identity[name] = {**known, **value} if isinstance(known, dict) else value
-    with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
+        ),
+    }
+    with open_run(workdir, identity, config) as (folder, finished):
+        if finished:
             say(f"{folder} holds a finished run")
             return finished_result(folder)
         state, evaluator, facts = run_job(
@@ -178,19 +166,6 @@ def run_search(
             lambda: write_results(folder, policy=policy, summary=summary, say=say)
         )
         return finished_result(folder)
-
-
-def check_variables(
-    classifier: Classifier,
-    dataset: Dataset,
-    variables: Mapping[str, Any],
-    skip: Sequence[str],
-    say: Callable[[str], None],
-) -> None:
-    """Refuses variables of another model, by shapes alone."""
-    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
-    params, model_state = jax.eval_shape(classifier.init, jax.random.key(0), image)
-    fit_variables(variables, {"params": params, **model_state}, skip=skip, say=say)
 
 
 def _uniform_policies(

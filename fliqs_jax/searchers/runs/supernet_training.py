@@ -33,11 +33,16 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.searchers.runs.results import versions
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings, check_variables
+from fliqs_jax.searchers.runs.run_folder import (
+    describe_job,
+    describe_network,
+    describe_start,
+    open_run,
+)
+from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.fitting import (
-    describe_variables,
     fit_variables,
     start_variables,
 )
@@ -45,7 +50,7 @@ from fliqs_jax.train.job import Hook, JobSettings, run_job
 from fliqs_jax.train.losses import correct, cross_entropy, distillation
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, make_mesh
 from fliqs_jax.train.pretrained import load_variables
-from fliqs_jax.train.workdir import open_workdir, write_json
+from fliqs_jax.train.workdir import write_json
 
 
 @flax.struct.dataclass
@@ -263,33 +268,23 @@ def train_supernet(
         variables=variables,
         skip_variables=tuple(skip_variables),
     )
-    if variables is not None:
-        check_variables(classifier, dataset, variables, skip_variables, say)
+    mesh = make_mesh()
     identity = {
         "method": "supernet",
         "dataset": dataset.name,
         "decisions": {d.name: list(d.options) for d in net.decisions},
         "settings": dataclasses.asdict(settings),
         "optimizer": dataclasses.asdict(optimizer),
-        "job": {name: getattr(job, name) for name in ("steps", "batch_size", "seed")},
-        "initial_variables": variables and describe_variables(variables),
-        "skip_variables": list(skip_variables),
-        "network": {
-            "name": None,
-            "num_classes": dataset.num_classes,
-            "image_shape": list(dataset.train.image_shape),
-            "per_channel": True,
-        },
+        **describe_job(job, mesh),
+        "network": describe_network(dataset, net.sites),
+        **describe_start(classifier, dataset, variables, skip_variables, say),
     }
-    for name, value in (config or {}).items():
-        known = identity.get(name)
-        identity[name] = {**known, **value} if isinstance(known, dict) else value
-    with open_workdir(workdir, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
+    with open_run(workdir, identity, config) as (folder, finished):
+        if finished:
             say(f"{folder} holds a trained super-network")
             return load_supernet(folder, net)
         state, evaluator, facts = run_job(
-            trainer, dataset, job, workdir=str(folder), mesh=make_mesh(), say=say
+            trainer, dataset, job, workdir=str(folder), mesh=mesh, say=say
         )
         policy = Policy.uniform(net.sites, "fp32")
         policy.save(folder / "policy.json")

@@ -1,0 +1,89 @@
+"""A run's folder: what identifies the run in its `config.json`, and the folder opened.
+
+All runs use the same words for their network and their job. What else tells one run
+from another is its method's to say.
+"""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fliqs_jax.data import Dataset
+from fliqs_jax.sites import Site
+from fliqs_jax.train.classifier import Classifier
+from fliqs_jax.train.fitting import describe_variables, fit_variables
+from fliqs_jax.train.job import JobSettings
+from fliqs_jax.train.workdir import open_workdir
+
+
+@contextlib.contextmanager
+def open_run(
+    workdir: str | os.PathLike[str],
+    identity: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+) -> Iterator[tuple[pathlib.Path, bool]]:
+    """Yields a run's folder, and whether the run is finished.
+
+    Args:
+      workdir: a new folder, or that of the same run.
+      identity: what identifies the run.
+      config: what else does, by its caller; mappings of the same name are joined.
+
+    Raises:
+      ValueError: if the workdir is another run's.
+    """
+    identity = dict(identity)
+    for name, value in (config or {}).items():
+        known = identity.get(name)
+        identity[name] = {**known, **value} if isinstance(known, dict) else value
+    with open_workdir(workdir, identity, volatile=("session",)) as folder:
+        yield folder, (folder / "summary.json").exists()
+
+
+def describe_network(
+    dataset: Dataset, sites: Sequence[Site], *, per_channel: bool = True
+) -> dict[str, Any]:
+    """Returns what it takes to make a network again; its caller adds the name."""
+    return {
+        "name": None,
+        "num_classes": dataset.num_classes,
+        "image_shape": list(dataset.train.image_shape),
+        "per_channel": per_channel,
+        "attention_products": any(site.product for site in sites),
+    }
+
+
+def describe_job(job: JobSettings, mesh: Mesh) -> dict[str, Any]:
+    """Returns what of a job changes its result."""
+    return {
+        "steps": job.steps,
+        "batch_size": job.batch_size,
+        "seed": job.seed,
+        "devices": mesh.size,
+    }
+
+
+def describe_start(
+    classifier: Classifier,
+    dataset: Dataset,
+    variables: Mapping[str, Any] | None,
+    skip: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Returns which variables a run starts from, after a look at their shapes.
+
+    Raises:
+      ValueError: if they are another model's.
+    """
+    if variables is None:
+        return {}
+    image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
+    params, model_state = jax.eval_shape(classifier.init, jax.random.key(0), image)
+    fit_variables(variables, {"params": params, **model_state}, skip=skip, say=say)
+    return {"initial_variables": {**describe_variables(variables), "skip": list(skip)}}
