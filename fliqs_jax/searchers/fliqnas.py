@@ -51,6 +51,7 @@ from fliqs_jax.searchers.in_training.one_shot import (
     calibration_hooks,
     judge_samples,
     negated_loss,
+    training_pass,
 )
 from fliqs_jax.searchers.joint.budget import Selection, best_within
 from fliqs_jax.searchers.joint.cost import JointCost
@@ -60,7 +61,6 @@ from fliqs_jax.searchers.joint.subnetwork_classifier import (
 )
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
-from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
 
 _KEYS = ("options", "augment", "dropout", "warmup")
@@ -156,30 +156,20 @@ class Fliqnas:
         samples, options = self.draw(state, keys)
         subnetwork = self.subnetwork(state, options)
 
-        def objective(params):
-            logits, model_state = self.classifier.train_forward(
-                params,
-                state.model_state,
-                images,
-                formats=subnetwork,
-                dropout_key=keys["dropout"],
-            )
-            labels = batch["label"]
-            loss = cross_entropy(
-                logits, labels, label_smoothing=self.label_smoothing
-            ).mean()
-            accuracy = correct(logits, labels).mean()
-            return loss, (model_state, accuracy, self.quality(logits, labels).mean())
-
-        (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
-            objective, has_aux=True
-        )(state.params)
+        trained = training_pass(
+            self,
+            state,
+            batch["label"],
+            images=images,
+            formats=subnetwork,
+            dropout_key=keys["dropout"],
+        )
         # Weight decay is the optimizer's, of the parameters it is shown: the live ones.
         live = self.classifier.net.mask(state.params, subnetwork.choice)
-        gradients, live, model_state, mean_loss, accuracy = lax.pmean(
-            (gradients, live, model_state, loss, accuracy), AXIS
+        live = lax.pmean(live, AXIS)
+        updates, opt_state = self.optimizer.update(
+            trained.gradients, state.opt_state, live
         )
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, live)
         controller, judged = state.controller, {}
         if self.searching:
             # Decisions about what a sample leaves out are marked: it tells nothing of
@@ -190,16 +180,16 @@ class Fliqnas:
                 batch,
                 images=images,
                 samples=jax.vmap(self.costs.marked)(samples),
-                trained=quality,
+                trained=trained.quality,
                 formats=functools.partial(self.subnetwork, state),
                 dropout_key=keys["dropout"],
             )
-        metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
+        metrics = {"loss": trained.loss, "accuracy": trained.accuracy, **judged}
         return (
             state.replace(
                 step=state.step + 1,
                 params=optax.apply_updates(state.params, updates),
-                model_state=model_state,
+                model_state=trained.model_state,
                 opt_state=opt_state,
                 controller=controller,
             ),

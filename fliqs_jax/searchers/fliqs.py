@@ -41,11 +41,11 @@ from fliqs_jax.searchers.in_training.one_shot import (
     calibration_hooks,
     judge_samples,
     negated_loss,
+    training_pass,
 )
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
-from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
 
 
@@ -128,29 +128,16 @@ class Fliqs:
         searching = state.step < self.phases.search_end
         options = jnp.where(searching, samples[0], state.fixed_options)
 
-        def objective(params):
-            logits, model_state = self.classifier.train_forward(
-                params,
-                state.model_state,
-                images,
-                formats=self.formats(state, options),
-                dropout_key=keys["dropout"],
-            )
-            labels = batch["label"]
-            loss = cross_entropy(
-                logits, labels, label_smoothing=self.label_smoothing
-            ).mean()
-            accuracy = correct(logits, labels).mean()
-            return loss, (model_state, accuracy, self.quality(logits, labels).mean())
-
-        (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
-            objective, has_aux=True
-        )(state.params)
-        gradients, model_state, mean_loss, accuracy = lax.pmean(
-            (gradients, model_state, loss, accuracy), AXIS
+        trained = training_pass(
+            self,
+            state,
+            batch["label"],
+            images=images,
+            formats=self.formats(state, options),
+            dropout_key=keys["dropout"],
         )
         updates, opt_state = self.optimizer.update(
-            gradients, state.opt_state, state.params
+            trained.gradients, state.opt_state, state.params
         )
         controller, judged = state.controller, {}
         if self.policy is None:
@@ -160,16 +147,16 @@ class Fliqs:
                 batch,
                 images=images,
                 samples=samples,
-                trained=quality,
+                trained=trained.quality,
                 formats=functools.partial(self.formats, state),
                 dropout_key=keys["dropout"],
             )
-        metrics = {"loss": mean_loss, "accuracy": accuracy, **judged}
+        metrics = {"loss": trained.loss, "accuracy": trained.accuracy, **judged}
         return (
             state.replace(
                 step=state.step + 1,
                 params=optax.apply_updates(state.params, updates),
-                model_state=model_state,
+                model_state=trained.model_state,
                 opt_state=opt_state,
                 controller=controller,
             ),

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from fliqs_jax.controller import Controller, ControllerState
 from fliqs_jax.searchers.in_training.calibration import Calibration
 from fliqs_jax.train.job import Hook
-from fliqs_jax.train.losses import cross_entropy
+from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step
 
 # (logits, labels) -> quality of each example, higher is better
@@ -135,13 +135,66 @@ def judge(
 
 @runtime_checkable
 class OneShot(Protocol):
-    """What judging takes of a one-shot search."""
+    """What training and judging take of a one-shot search."""
 
     classifier: Any  # `Classifier`, or one of sub-networks
     controller: Controller
     quality: Quality
     phases: Phases
     judge_every: int
+    label_smoothing: float
+
+
+@flax.struct.dataclass
+class Trained:
+    """What a training pass leaves: means over the devices, but for the quality."""
+
+    gradients: PyTree
+    model_state: PyTree
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    quality: Float[Array, ""]  # of the sample that this device trained
+
+
+def training_pass(
+    search: OneShot,
+    state: SearchState,
+    labels: Int[Array, "B"],
+    *,
+    images: Float[Array, "B H W C"],
+    formats: Any,
+    dropout_key: Key[Array, ""],
+) -> Trained:
+    """Returns the gradients of the weights, each device's through its own sample.
+
+    Args:
+      search: whose step it is.
+      state: before the step.
+      labels: of the images.
+      images: normalised and augmented.
+      formats: what the classifier runs with.
+      dropout_key: of this step and device.
+    """
+
+    def objective(params):
+        logits, model_state = search.classifier.train_forward(
+            params,
+            state.model_state,
+            images,
+            formats=formats,
+            dropout_key=dropout_key,
+        )
+        loss = cross_entropy(
+            logits, labels, label_smoothing=search.label_smoothing
+        ).mean()
+        quality = search.quality(logits, labels).mean()
+        return loss, (model_state, correct(logits, labels).mean(), quality)
+
+    (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
+        objective, has_aux=True
+    )(state.params)
+    means = lax.pmean((gradients, model_state, loss, accuracy), AXIS)
+    return Trained(*means, quality)
 
 
 def judge_samples(
