@@ -84,23 +84,23 @@ def codebook_table(rows: Sequence[CodebookRow]) -> str:
     lines = [
         "| K | method | runs | train loss | test error, % | times smaller | minutes |",
         "|---|---|---|---|---|---|---|",
-        f"| | reference | | {statistics.mean(r.reference_loss for r in rows):.4f}"
+        f"| | reference | | {statistics.mean(r.reference_loss for r in rows):.2g}"
         f" | {statistics.mean(error):.2f} | 1 | |",
     ]
     for (size, method), own in _groups(rows):
         lines.append(
             f"| {size} | {method} | {len(own)}"
-            f" | {_spread([row.train_loss for row in own], 4)}"
-            f" | {_spread([100 * row.test_error for row in own], 2)}"
+            f" | {_spread([row.train_loss for row in own], '.2g')}"
+            f" | {_spread([100 * row.test_error for row in own], '.2f')}"
             f" | {statistics.mean(row.ratio for row in own):.1f}"
             f" | {statistics.mean(row.minutes for row in own):.1f} |"
         )
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    shown = f"{statistics.mean(values):.{digits}f}"
-    return f"{shown} ± {statistics.stdev(values):.{digits}f}" if values[1:] else shown
+def _spread(values: Sequence[float], form: str) -> str:
+    shown = f"{statistics.mean(values):{form}}"
+    return f"{shown} ± {statistics.stdev(values):{form}}" if values[1:] else shown
 
 
 def _groups(

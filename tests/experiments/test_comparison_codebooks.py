@@ -44,9 +44,9 @@ def test_only_compressions_are_rows(root):
 
 def test_table_has_means_and_deviations_by_ascending_k(root):
     lines = codebook_table(read_codebook_rows(root)).splitlines()
-    assert lines[2] == "| | reference | | 0.0100 | 2.00 | 1 | |"
-    assert lines[3] == ("| 2 | lc | 2 | 0.0300 ± 0.0141 | 2.50 ± 0.71 | 30.0 | 2.0 |")
-    assert lines[4].startswith("| 2 | dc | 1 | 2.5000 | 60.00 |")
+    assert lines[2] == "| | reference | | 0.01 | 2.00 | 1 | |"
+    assert lines[3] == ("| 2 | lc | 2 | 0.03 ± 0.014 | 2.50 ± 0.71 | 30.0 | 2.0 |")
+    assert lines[4].startswith("| 2 | dc | 1 | 2.5 | 60.00 |")
     assert lines[5].startswith("| 16 | lc | 1 |")
 
 
