@@ -199,8 +199,8 @@ class ProgressLine:
 
         Args:
           step: steps taken so far, counted from the run's start, resumed or not.
-          metrics: loss, accuracy (0 to 1), reward, cost_ratio (cost / target) or
-            expected_cost_ratio, entropy (nats), weight_bits, input_bits; None is left
+          metrics: loss, accuracy (0 to 1), reward, expected_cost_ratio (cost / target)
+            or else cost_ratio, entropy (nats), weight_bits, input_bits; None is left
             out, other names are ignored. Device arrays are waited for only when they
             are printed, so a call a step costs nothing.
         """
@@ -216,6 +216,8 @@ class ProgressLine:
             for key, *_ in _COLUMNS
             if metrics.get(key) is not None
         }
+        if "expected_cost_ratio" in values:  # steadier than that of one sample
+            values.pop("cost_ratio", None)
         self._print(self._format(step, values))
         if step >= self._total:
             self.close()

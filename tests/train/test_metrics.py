@@ -198,6 +198,13 @@ def test_all_fields_fit_in_a_log_and_keep_their_order():
     assert 80 <= len(text) <= 100
 
 
+def test_one_cost_is_shown_the_expected_one_if_it_is_there():
+    stream = io.StringIO()
+    line = ProgressLine(10, stream=stream)
+    line.update(10, {"loss": 1.0, "cost_ratio": 1.25, "expected_cost_ratio": 1.1})
+    assert stream.getvalue() == "10/10 loss 1.000 cost 1.10x\n"
+
+
 def test_fields_without_a_value_are_left_out():
     stream = io.StringIO()
     line = ProgressLine(10, stream=stream)
