@@ -29,6 +29,7 @@ FLAGS = flags.FLAGS
 
 common.define_common_flags(steps=5000)
 common.define_start_flags()
+common.define_process_flags()
 one_shot_flags.define_one_shot_flags()
 search_flags.define_space_flags()
 subnetwork_flags.define_supernet_flags()
@@ -48,7 +49,7 @@ IDLE = {
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
+    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:

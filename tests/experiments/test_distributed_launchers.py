@@ -11,7 +11,14 @@ import several_processes
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import common, fliqs, learning_compression, qbitopt, sensitivity
+from experiments import (
+    common,
+    fliqnas,
+    fliqs,
+    learning_compression,
+    qbitopt,
+    sensitivity,
+)
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.metrics import read_metrics
 
@@ -183,6 +190,15 @@ def checkpoints_of(workdir):
                 *("--lc_steps=4", "--mu=0.01", "--codebook_size=4"),
             ),
         ),
+        (
+            "fliqnas",
+            (
+                "--undefok=model",
+                *("--supernet=resnet_cifar", "--cost_target=0.05", "--steps=120"),
+                "--supernet_options=depths=((1,), (1,), (1,));"
+                " widths=((4, 8), (8,), (12,))",
+            ),
+        ),
     ],
 )
 def test_other_launchers_end_with_two_processes(launcher, changed, tmp_path, cache):
@@ -207,7 +223,7 @@ def error_of(launcher, *arguments, distributed=True):
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("launcher", [fliqs, qbitopt, learning_compression])
+@pytest.mark.parametrize("launcher", [fliqs, fliqnas, qbitopt, learning_compression])
 def test_flags_of_processes_need_distributed(launcher):
     assert "--process_id=1 needs --distributed" in error_of(launcher, "--process_id=1")
 
