@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from fliqs_jax.data import Dataset
 from fliqs_jax.sites import Site
-from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.workdir import open_workdir
@@ -70,7 +69,7 @@ def describe_job(job: JobSettings, mesh: Mesh) -> dict[str, Any]:
 
 
 def describe_start(
-    classifier: Classifier,
+    classifier: Any,  # `Classifier`, or one of sub-networks
     dataset: Dataset,
     variables: Mapping[str, Any] | None,
     skip: Sequence[str],
