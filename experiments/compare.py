@@ -8,8 +8,10 @@ policies, random policies of the same cost, and the search's policy trained from
 scratch; on request the published form of the search, QBitOpt with its own uniform
 baselines, and policies allocated by sensitivity, as they are and trained from scratch,
 and codebooks by Learning-Compression and its rivals (--compression), these all from one
-float network a seed. --nosearch leaves the search out. With --from_float every method
-fine-tunes the float network, which has steps of its own (--reference_steps).
+float network a seed; FLIQNAS on a super-network with formats alone and an architecture
+found before its formats (--fliqnas). --nosearch leaves the search out. With
+--from_float every method fine-tunes the float network, which has steps of its own
+(--reference_steps).
 
 Flags of the launchers (--dataset, --model, --steps, --policy_every, ...) are handed on
 to every run; a launcher ignores those that only another one knows.
@@ -25,7 +27,14 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import common, fliqs, learning_compression, qbitopt, sensitivity
+from experiments import (
+    common,
+    fliqnas,
+    fliqs,
+    learning_compression,
+    qbitopt,
+    sensitivity,
+)
 from experiments.comparison.codebooks import write_codebook_results
 from experiments.comparison.execution import execute
 from experiments.comparison.planning import Method, Run, plan_runs
@@ -36,7 +45,7 @@ from fliqs_jax.train.workdir import read_json
 FLAGS = flags.FLAGS
 
 # Imported, so their flags are defined by now.
-LAUNCHERS = (fliqs, qbitopt, sensitivity, learning_compression)
+LAUNCHERS = (fliqs, qbitopt, sensitivity, learning_compression, fliqnas)
 _FROM_FLOAT = "--init_from={float}"
 # Direct compression, as published, is of the float network itself: a step of no length.
 _UNTRAINED = ("--steps=1", "--lc_steps=1", "--learning_rate=1e-9")
@@ -50,6 +59,7 @@ _OURS = {
     "measure": "use --sensitivity",
     "method": "use --compression",
     "codebook_size": "use --codebook_sizes",
+    "architecture": "use --fliqnas",
 }
 
 flags.DEFINE_string("preset", None, "As --flagfile, which prevails.")
@@ -67,6 +77,13 @@ flags.DEFINE_list("qbitopt_uniform", [], "Uniform policies with QBitOpt's quanti
 flags.DEFINE_list("sensitivity", [], "Measures to allocate by: loss,kl,mse,fisher.")
 flags.DEFINE_list("compression", [], f"Codebooks by: {','.join(VARIANTS)}.")
 flags.DEFINE_list("codebook_sizes", ["2", "4", "16"], "Of --compression: K, each.")
+flags.DEFINE_bool("fliqnas", False, "Run FLIQNAS and its rivals on --supernet.")
+flags.DEFINE_float(
+    "architecture_budget",
+    4.0,
+    "Of the architecture that is found first, in int8: its cost target, in those of the"
+    " formats then found for it.",
+)
 flags.DEFINE_bool("from_float", False, "Fine-tune all from one float network a seed.")
 flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
@@ -160,6 +177,8 @@ def methods(seed: int) -> dict[str, Method]:
         known[f"sensitivity_{measure}"] = Method(
             flags=(f"--policy={{{found}}}/policy.json",)
         )
+    if FLAGS.fliqnas:
+        known |= _networks()
     for name in FLAGS.compression:
         if name not in VARIANTS:
             raise ValueError(f"--compression={name}: use {', '.join(VARIANTS)}")
@@ -175,6 +194,29 @@ def methods(seed: int) -> dict[str, Method]:
                 ),
             )
     return _from_float(known) if FLAGS.from_float else known
+
+
+def _networks() -> dict[str, Method]:
+    """Returns FLIQNAS, formats alone, and an architecture found before its formats."""
+    if not FLAGS.cost_targets:
+        raise ValueError(
+            "--fliqnas needs --cost_targets: the architecture that is found first costs"
+            f" --architecture_budget={FLAGS.architecture_budget:g} times each"
+        )
+    flags_of = {
+        "fliqnas": (),
+        "full_formats": ("--architecture=full",),
+        "architecture": ("--policy=int8",),
+        "architecture_formats": ("--architecture={architecture}",),
+    }
+    own = {
+        name: Method(launcher=fliqnas.__name__, flags=given)
+        for name, given in flags_of.items()
+    }
+    first = dataclasses.replace(
+        own["architecture"], budget_factor=FLAGS.architecture_budget
+    )
+    return {**own, "architecture": first}
 
 
 def _from_float(known: dict[str, Method]) -> dict[str, Method]:

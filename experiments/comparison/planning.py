@@ -20,6 +20,7 @@ class Method:
     launcher: str = "experiments.fliqs"
     # {search} in one is the folder of that method's run, which must have succeeded.
     flags: tuple[str, ...] = ()
+    budget_factor: float = 1.0  # what it may cost, in budgets
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -84,7 +85,9 @@ def plan_runs(
                 assert known.keys() >= set(method.needs)  # or they are waited for
                 needs = {other: named(other, budget, seed) for other in method.needs}
                 folders = {other: root / run for other, run in needs.items()}
-                target = () if budget is None else (f"--cost_target={budget}",)
+                target = ()
+                if budget is not None:
+                    target = (f"--cost_target={budget * method.budget_factor:.6g}",)
                 own = [flag.format_map(folders) for flag in method.flags]
                 runs.append(
                     Run(

@@ -85,6 +85,27 @@ def test_codebooks_of_every_size_start_from_one_float_network_a_seed(planned, tm
     }
 
 
+def test_networks_are_searched_whole_and_in_parts_at_one_budget(planned, tmp_path):
+    runs, _ = planned(
+        *("--seeds=0", "--nosearch", "--uniform=", "--random_policies=0"),
+        *("--fliqnas", "--cost_targets=0.05"),
+    )
+    assert [name.removesuffix("-seed0") for name in runs] == [
+        *("fliqnas", "full_formats", "architecture", "architecture_formats")
+    ]
+    assert all(run.launcher == "experiments.fliqnas" for run in runs.values())
+    first, then = runs["architecture-seed0"], runs["architecture_formats-seed0"]
+    assert {"--policy=int8", "--cost_target=0.2"} <= set(first.flags)
+    assert then.needs == ("architecture-seed0",)
+    folder = tmp_path / "architecture-seed0"
+    assert {f"--architecture={folder}", "--cost_target=0.05"} <= set(then.flags)
+
+
+def test_networks_need_budgets(planned):
+    with pytest.raises(ValueError, match="--fliqnas needs --cost_targets"):
+        planned("--seeds=0", "--fliqnas")
+
+
 def test_direct_compression_is_of_the_float_network_itself(planned):
     runs, _ = planned("--seeds=0", "--compression=dc", "--codebook_sizes=2")
     assert {"--steps=1", "--lc_steps=1"} <= set(runs["dc_k2-seed0"].flags)
