@@ -60,7 +60,7 @@ from fliqs_jax.searchers.runs.cell_search import (
 from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.searchers.runs.scored_search import search_cell_by_scores
 from fliqs_jax.train.classifier import image_sites
-from fliqs_jax.train.workdir import open_workdir, write_json
+from fliqs_jax.train.workdir import open_workdir, read_json, write_json
 
 FLAGS = flags.FLAGS
 
@@ -69,6 +69,11 @@ SEARCH_NETWORKS = {
     "darts": cells.DartsSearchNetwork,
 }
 GENOTYPE_FIELDS = {"nasbench201": "cell", "darts": "genotype"}
+# What the scores of an untrained cell depend on.
+SCORED_BY = (
+    *("dataset", "image_size", "validation_fraction", "seed", "dtype"),
+    *("model_options", "search_options"),
+)
 # Common flags that say nothing to a search of cells.
 IDLE = {
     "model": "--space names the network",
@@ -146,6 +151,7 @@ def run() -> None:
             "--signal=training_free predicts the scores of all cells of a space, which"
             f" {space.name} has too many of: use --signal=network"
         )
+    check_scores()
     table = load_table()
     dataset = common.dataset()
     search_model = SEARCH_NETWORKS[space.name](
@@ -214,6 +220,28 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
         augment=search_flags.augmentation(),
         stages=stages,
     )
+
+
+def check_scores() -> None:
+    """Refuses --scores of other data, another network or seed.
+
+    Raises:
+      ValueError: if a file is of such, or its run's config.json is not beside it.
+    """
+    for file in map(pathlib.Path, FLAGS.scores):
+        config = file.with_name("config.json")
+        if not config.exists():
+            raise ValueError(
+                f"--scores={file}: config.json is not beside it, which tells of what"
+                " data, network and seed they are: give the file in its run's workdir"
+            )
+        theirs = read_json(config)["flags"]
+        for name in SCORED_BY:
+            if theirs[name] != FLAGS[name].value:
+                raise ValueError(
+                    f"--scores={file} are of --{name}={theirs[name]}, this run's is"
+                    f" {FLAGS[name].value}: leave them out"
+                )
 
 
 def finish(

@@ -215,6 +215,19 @@ def test_training_free_search_scores_once_and_hands_its_network_on(tmp_path):
     assert summary_of(tmp_path / "formats")["accuracy"] > 0
 
 
+def test_scores_of_another_seed_or_of_nothing_known_are_refused(tmp_path):
+    flags = ("--signal=training_free", f"--scores={tmp_path}/scores.csv", "--seed=1")
+    with pytest.raises(ValueError, match="config.json is not beside it"):
+        launch(dca_nas, f"--workdir={tmp_path}/run", *flags)
+    theirs = dict.fromkeys(dca_nas.SCORED_BY) | {"dataset": "digits"}
+    theirs |= {"validation_fraction": 0.1, "dtype": "float32", "seed": 0}
+    theirs |= {"model_options": [], "search_options": []}
+    (tmp_path / "config.json").write_text(json.dumps({"flags": theirs}))
+    with pytest.raises(ValueError, match="are of --seed=0, this run's is 1"):
+        launch(dca_nas, f"--workdir={tmp_path}/run", *flags)
+    assert not (tmp_path / "run").exists()
+
+
 def test_scores_of_all_cells_are_not_predicted_in_darts(tmp_path):
     with pytest.raises(ValueError, match="which darts has too many of"):
         launch(
