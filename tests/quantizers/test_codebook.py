@@ -21,6 +21,7 @@ from fliqs_jax.quantizers.codebook import (
     binary,
     binary_scaled,
     decode_params,
+    exact_kmeans,
     fixed,
     kmeans,
     kmeans_exact,
@@ -454,6 +455,27 @@ def test_float32_steps_agree_with_float64_formulas_on_many_weights():
 def test_optimum_of_bfloat16_weights_counts_equal_ones():
     w = np.repeat(np.array([0.0, 1.0, 5.0], np.float32), [100, 1, 1])
     np.testing.assert_allclose(kmeans_exact(w, 2).values, [1 / 101, 5.0], rtol=1e-6)
+
+
+DRAWS = {
+    "normal": lambda random, n: random.normal(size=n),
+    "repeated": lambda random, n: np.round(random.normal(size=n), 1),
+    "heavy tails": lambda random, n: np.exp(3 * random.normal(size=n)),
+    "groups": lambda random, n: random.choice([-1.0, 0, 5], n) + random.normal(size=n),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_blocks_of_any_size_rule_no_best_edge_out(draw, monkeypatch):
+    random = np.random.default_rng(0)
+    monkeypatch.setattr(exact_kmeans, "_SMALLEST_BLOCK", 1)
+    for _ in range(20):
+        k = int(random.integers(2, 9))
+        w = DRAWS[draw](random, int(random.integers(30, 300))).astype(np.float32)
+        monkeypatch.setattr(exact_kmeans, "_BLOCKS", 10**6)  # none: all edges tried
+        best = error(w, kmeans_exact(w, k))
+        monkeypatch.setattr(exact_kmeans, "_BLOCKS", int(random.integers(4, 40)))
+        assert error(w, kmeans_exact(w, k)) <= best * (1 + 1e-9)
 
 
 @pytest.mark.slow

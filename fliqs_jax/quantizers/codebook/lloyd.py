@@ -88,16 +88,23 @@ def kmeans(
             raise ValueError(f"init must have k = {k} values, got shape {init.shape}")
         if not isinstance(init, jax.core.Tracer) and not np.isfinite(init).all():
             raise ValueError(f"init must be finite, got {init.tolist()}")
-    return _kmeans(w, init, seed, max_iterations, k=k, num_starts=num_starts)
+    ordered = None
+    if jax.default_backend() == "cpu" and not isinstance(w, jax.core.Tracer):
+        # 3 ms for a million weights, where XLA's sort takes 300 on CPU.
+        ordered = np.sort(np.asarray(w), axis=None)
+    return _kmeans(w, ordered, init, seed, max_iterations, k=k, num_starts=num_starts)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "num_starts"))
-def _kmeans(w, init, seed, max_iterations, *, k, num_starts):
+def _kmeans(w, ordered, init, seed, max_iterations, *, k, num_starts):
     if not w.size:
         values = jnp.zeros(k) if init is None else jnp.sort(init)
         return Codebook(values, jnp.zeros(w.shape, jnp.int32), num_fitted=k)
     units, unit = normalized(w)
-    points = jnp.sort(units, axis=None)
+    if ordered is None:
+        points = jnp.sort(units, axis=None)
+    else:
+        points, _ = normalized(ordered)
     descend = functools.partial(_descend, points, _prefix_sums(points))
     if init is not None:
         values = descend(jnp.sort(init) / unit, max_iterations)
