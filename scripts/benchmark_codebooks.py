@@ -3,13 +3,12 @@
   python scripts/benchmark_codebooks.py [--weights=1000000] [--sizes=2,16,64]
 
 Normal weights. The sides take turns, medians after a warm-up: `kmeans_exact` (on the
-host), `kmeans` from the values of the C step before, as in a Learning-Compression run
-(compiled), and scikit-learn's KMeans of ten starts. Prints seconds, and squared errors
+host), `kmeans` from the values of the C step before, as in a Learning-Compression run,
+and scikit-learn's KMeans of ten starts. Prints seconds, and squared errors
 relative to the exact optimum's.
 """
 
 import argparse
-import functools
 import statistics
 import time
 
@@ -33,12 +32,11 @@ def main():
     print(f"{options.weights} weights, seconds (squared error over the exact one's)")
     for size in map(int, options.sizes.split(",")):
         best = kmeans_exact(weights, size)
-        lloyd = jax.jit(functools.partial(kmeans, k=size))
         start = jnp.asarray(kmeans_exact(moved, size).values)
         rivals = {
             "kmeans_exact": lambda size=size: decoded(kmeans_exact(weights, size)),
-            "kmeans": lambda lloyd=lloyd, start=start: decoded(
-                jax.block_until_ready(lloyd(weights, init=start))
+            "kmeans": lambda size=size, start=start: decoded(
+                jax.block_until_ready(kmeans(weights, size, init=start))
             ),
             "scikit-learn": lambda size=size: clustered(weights, size),
         }
