@@ -38,6 +38,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from fliqs_jax.quantizers.codebook import Codebook
+from fliqs_jax.quantizers.codebook.value import nearest
 from fliqs_jax.searchers.compression.history import (
     Best,
     History,
@@ -56,6 +57,10 @@ from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
+
+# Steps of straight-through training between two fits of the values, which sort weights;
+# assignments are of every step.
+_REFIT_EVERY = 20
 
 
 @typing.no_type_check  # eval_shape and others put other leaves in the fields
@@ -149,6 +154,25 @@ def c_step(
             compression.codebooks,
             _vectors(params, compression, scopes),
             strict=True,
+        )
+    )
+    return compression.replace(
+        codebooks=codebooks,
+        decoded=tuple(codebook.decode() for codebook in codebooks),
+    )
+
+
+def assign(
+    params: PyTree, compression: Compression, scopes: Sequence[Scope]
+) -> Compression:
+    r"""Gives every weight the nearest of the values there are: a C step of z alone.
+
+    .. math:: z_i \leftarrow \arg\min_k |w_i - c_k|
+    """
+    codebooks = tuple(
+        before.replace(indices=nearest(w, before.values))
+        for before, w in zip(
+            compression.codebooks, scope_weights(params, scopes), strict=True
         )
     )
     return compression.replace(
@@ -310,7 +334,11 @@ class LearningCompression:
         labels = batch["label"]
         compression = state.compression
         if self.variant.straight_through:
-            compression = c_step(state.params, compression, self.scopes)
+            compression = lax.cond(
+                state.step % _REFIT_EVERY == 0,
+                lambda: c_step(state.params, compression, self.scopes),
+                lambda: assign(state.params, compression, self.scopes),
+            )
 
         def objective(params):
             if self.variant.straight_through:
