@@ -19,6 +19,7 @@ from fliqs_jax.searchers.compression.rules import (
 )
 from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
 from fliqs_jax.searchers.learning_compression import (
+    assign,
     c_step,
     clipped_learning_rate,
     compress,
@@ -228,6 +229,18 @@ def test_gradient_of_the_penalty_is_its_derivative_and_zero_on_biases():
     np.testing.assert_array_equal(gradient["b"], [0.0])
     by_jax = jax.grad(lambda p: penalty(p, compression, scopes))(params)
     jax.tree.map(np.testing.assert_allclose, gradient, by_jax)
+
+
+def test_assignment_follows_the_weights_and_leaves_the_values():
+    params = {"w": jnp.array([[0.0, 1.0], [10.0, 12.0]]), "b": jnp.array([3.0])}
+    scopes = one_scope(params, kmeans_step(2))
+    before = compress(params, scopes)
+    moved = {"w": jnp.array([[0.0, 9.0], [10.0, 2.0]]), "b": jnp.array([3.0])}
+    after = assign(moved, before, scopes)
+    np.testing.assert_array_equal(after.codebooks[0].values, before.codebooks[0].values)
+    np.testing.assert_array_equal(
+        decode(moved, after, scopes)["w"], [[0.5, 11.0], [11.0, 0.5]]
+    )
 
 
 def test_straight_through_has_codebook_values_and_the_gradient_of_the_weights():
