@@ -123,8 +123,8 @@ class LeNet5(nn.Module):
 def _max_pool(x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B H//2 W//2 C"]:
     """2x2 max-pooling of stride 2 without padding, as `nn.max_pool`.
 
-    Its gradient is element-wise, where XLA's select-and-scatter takes as long on CPU as
-    the rest of a LeNet-5 step; equal largest values share it.
+    Its gradient is element-wise, where XLA's select-and-scatter is slow on CPU; equal
+    largest values share it.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
