@@ -17,6 +17,10 @@ from fliqs_jax.deploy import load_codebooks
 from fliqs_jax.models import create_model
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.codebook import decode_params
+from fliqs_jax.searchers.compression.lagrangian import (
+    compress,
+    decode,
+)
 from fliqs_jax.searchers.compression.rules import (
     CompressionRule,
     find_scopes,
@@ -26,8 +30,6 @@ from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
 from fliqs_jax.searchers.compression.sizes import choose_sizes, size_bits
 from fliqs_jax.searchers.learning_compression import (
     LearningCompression,
-    compress,
-    decode,
 )
 from fliqs_jax.searchers.runs.compression_run import (
     CompressionSettings,

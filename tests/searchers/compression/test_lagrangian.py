@@ -10,15 +10,7 @@ import optax
 import pytest
 
 from fliqs_jax.quantizers.codebook import kmeans_exact
-from fliqs_jax.searchers.compression.rules import (
-    CompressionRule,
-    CStep,
-    find_scopes,
-    kmeans_step,
-    parse_codebook,
-)
-from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
-from fliqs_jax.searchers.learning_compression import (
+from fliqs_jax.searchers.compression.lagrangian import (
     assign,
     c_step,
     clipped_learning_rate,
@@ -30,6 +22,14 @@ from fliqs_jax.searchers.learning_compression import (
     residual,
     straight_through,
 )
+from fliqs_jax.searchers.compression.rules import (
+    CompressionRule,
+    CStep,
+    find_scopes,
+    kmeans_step,
+    parse_codebook,
+)
+from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
 
 INPUTS, OUTPUTS = 30, 10
 SCHEDULE = LSteps(ends=tuple(range(1, 31)), mu=1e-3, growth=1.5)
