@@ -2,9 +2,11 @@
 
 import os
 
-# Both must be set before jax is imported.
+# All must be set before jax is imported.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is compilation, and what it computes is small.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Eight devices on two busy cores may keep each other waiting for longer than the 40 s
 # after which XLA ends the process.
 os.environ.setdefault(

@@ -193,14 +193,14 @@ def test_training_free_search_scores_once_and_hands_its_network_on(tmp_path):
     assert found["compile_count"] == 1
     scores = (folder / "scores.csv").read_text()
     assert len(scores.splitlines()) == 11 == 1 + found["scored_cells"]
-    # Another limit takes the scores that are there.
+    # Another limit takes the scores that are there, and passes them on.
     other = (
         "--parameter_limit=1e5",
         f"--scores={folder}/scores.csv",
         "--final_steps=0",
     )
     launch(dca_nas, f"--workdir={tmp_path}/other", *flags, *other)
-    assert not (tmp_path / "other" / "scores.csv").exists()
+    assert (tmp_path / "other" / "scores.csv").read_text() == scores
     # The derived network starts a search of formats.
     launch(
         fliqs,

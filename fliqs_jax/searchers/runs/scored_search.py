@@ -111,7 +111,8 @@ def score_some(
       score: of one cell at a time.
       within: which cells are within the limits.
       count: of cells within; those that a log knows are not scored again.
-      log: a row is appended as soon as a cell is scored.
+      log: a row is appended as soon as a cell is scored; known ones are copied to it,
+        so that it alone can be known to the next run.
       known: further logs, read only.
       seed: of the draw.
       say: receives a line.
@@ -124,14 +125,12 @@ def score_some(
     )
     for path in known:
         if not path.exists():
-            raise FileNotFoundError(
-                f"known scores {path}: no such file; a run that found all it needed in"
-                " others' scores leaves none"
-            )
-    rows = {}
-    for each in (own, *others):
-        for choice, row in zip(*each.read(), strict=True):
-            rows[tuple(choice.tolist())] = row
+            raise FileNotFoundError(f"known scores {path}: no such file")
+    rows = _rows(own)
+    theirs = {choice: row for each in others for choice, row in _rows(each).items()}
+    if copied := {choice: theirs[choice] for choice in theirs if choice not in rows}:
+        own.append(np.array(list(copied)), np.array(list(copied.values())))
+        rows |= copied
     allowed = np.random.default_rng(seed).permutation(np.argwhere(within))
     new = [choice for choice in allowed if tuple(choice.tolist()) not in rows]
     new = new[: max(0, count - (len(allowed) - len(new)))]
@@ -141,6 +140,11 @@ def score_some(
         own.append(choice[None], row)
         rows[tuple(choice.tolist())] = row[0]
     return np.array(list(rows)), np.array(list(rows.values()))
+
+
+def _rows(log: SearchLog) -> dict[tuple[int, ...], Float[np.ndarray, "S"]]:
+    choices, scores = log.read()
+    return dict(zip(map(tuple, choices.tolist()), scores, strict=True))
 
 
 def predicted_ranks(
