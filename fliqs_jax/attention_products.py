@@ -22,7 +22,6 @@ _EINSUM_ARGUMENTS = {
     "scores": "qk_attn_weights_einsum",
     "values": "attn_weights_value_einsum",
 }
-PRODUCT_NAMES = tuple(_EINSUM_ARGUMENTS)
 
 SITE_TYPE = SiteType(op="attention_product", weights=(), macs=einsum_macs)
 # Of the layer's query kernel [inputs, heads, head size]: a leaf of this rank is stacked

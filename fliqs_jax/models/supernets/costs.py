@@ -1,8 +1,8 @@
 """What a sub-network costs: as sites of its own, exactly, or as traced numbers.
 
 No small model is made for it: live sizes tell all. `subnetwork_sites` is for final
-results and for costs of any kind (a latency table, say); the traced functions are for
-searches inside a compiled step.
+results and for costs of any kind (a latency table, say); `live_sites` is for searches
+inside a compiled step, where the choice is traced.
 """
 
 import dataclasses
@@ -117,53 +117,6 @@ def subnetwork_parameters(
         if leaf.collection == "params"
     )
     return jnp.asarray(sum(live), jnp.float32)
-
-
-def subnetwork_macs(net: SuperNetwork, choice: Int[ArrayLike, "A"]) -> Float[Array, ""]:
-    """Returns the MACs of all sites for one example; traced or not."""
-    return live_sites(net, choice).macs.sum()
-
-
-def subnetwork_bops(
-    net: SuperNetwork, choice: Int[ArrayLike, "A"], formats: SiteFormats
-) -> Float[Array, ""]:
-    r"""Returns the bit operations of one example; all arguments may be traced.
-
-    .. math:: \sum_s \mathrm{MACs}_s(a) \, b_{w,s} \, b_{a,s}
-
-    Args:
-      net: the super-network.
-      choice: a, option indices.
-      formats: of the full network's sites; those of sites left out cost nothing.
-
-    Returns:
-      float32, within 1e-6 of `costs.bops` of the small network.
-    """
-    bits = formats.weight.storage_bits * formats.activation.storage_bits
-    return (live_sites(net, choice).macs * bits).sum()
-
-
-def subnetwork_model_bits(
-    net: SuperNetwork,
-    choice: Int[ArrayLike, "A"],
-    formats: SiteFormats,
-    *,
-    scale_bits: int = 0,
-) -> Float[Array, ""]:
-    """Returns the storage bits of all sites' weights; all arrays may be traced.
-
-    Args:
-      net: the super-network.
-      choice: option indices.
-      formats: of the full network's sites; those of sites left out cost nothing.
-      scale_bits: bits of one scale per output channel, 0 for the weights alone.
-
-    Returns:
-      float32, within 1e-6 of `costs.model_bits` of the small network.
-    """
-    live = live_sites(net, choice)
-    scales = scale_bits * live.channels * formats.weight.needs_scale
-    return (live.weight_count * formats.weight.storage_bits + scales).sum()
 
 
 def live_formats(

@@ -8,7 +8,6 @@ a search is given is read off backwards, on the safe side. Not a guarantee (that
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -82,18 +81,6 @@ def fit_look_up_graph(
     upper = np.array([values.mean() + values.std(ddof=1) for values in of_level])
     fitted = IsotonicRegression().fit_transform(levels, upper)
     return LookUpGraph(levels, fitted)
-
-
-def measure_look_up_graph(
-    search: Callable[[float, int], float],
-    bounds: Sequence[float],
-    *,
-    seeds: Sequence[int] = range(LEAST_SEEDS),
-) -> LookUpGraph:
-    """Fits the graph to what `search(bound, seed)` returns, the derived cost."""
-    runs = [(bound, seed) for bound in bounds for seed in seeds]
-    derived = np.array([float(search(bound, seed)) for bound, seed in runs])
-    return fit_look_up_graph(np.array([bound for bound, _ in runs]), derived)
 
 
 def load_look_up_graph(path: str | os.PathLike[str]) -> LookUpGraph:

@@ -124,16 +124,16 @@ def test_live_sites_are_those_of_the_extracted_network(family):
         )
         own = supernets.subnetwork_policy(net, choice, policy)
         formats = policy.formats(net.sites)
-        bops = supernets.subnetwork_bops(net, choice, formats)
+        live = supernets.live_sites(net, choice)
+        weight_bits = formats.weight.storage_bits
+        bops = (live.macs * weight_bits * formats.activation.storage_bits).sum()
         assert float(bops) == pytest.approx(fq.bops(sites, own), rel=1e-6)
         for scale_bits in (0, 32):
-            bits = supernets.subnetwork_model_bits(
-                net, choice, formats, scale_bits=scale_bits
-            )
+            scales = scale_bits * live.channels * formats.weight.needs_scale
+            bits = (live.weight_count * weight_bits + scales).sum()
             want = fq.model_bits(sites, own, scale_bits=scale_bits)
             assert float(bits) == pytest.approx(want, rel=1e-6)
-        macs = sum(site.macs for site in sites)
-        assert float(supernets.subnetwork_macs(net, choice)) == macs
+        assert float(live.macs.sum()) == sum(site.macs for site in sites)
         params = net.abstract_variables(small)["params"]
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         assert int(supernets.subnetwork_parameters(net, choice)) == count
