@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from killing import assert_same_end, kill_and_resume
 from launching import launch
 
 import fliqs_jax as fq
@@ -141,6 +142,11 @@ def test_network_search_trains_what_it_derived_and_resumes(tmp_path):
     again = summary_of(tmp_path / "a")
     assert again["genotype"] == found["genotype"]
     np.testing.assert_equal(again["multipliers"], found["multipliers"])
+    # Killed in the search, with architecture weights and multipliers on their way.
+    output = kill_and_resume(dca_nas, tmp_path / "killed", *flags)
+    assert "resumed at step" in output
+    assert_same_end(tmp_path / "a", tmp_path / "killed")
+    assert summary_of(tmp_path / "killed")["genotype"] == found["genotype"]
 
 
 @pytest.mark.slow

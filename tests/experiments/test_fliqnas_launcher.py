@@ -1,15 +1,11 @@
 """The launcher as a user runs it: joint search, its parts alone, outputs, mistakes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from killing import assert_same_end, kill_and_resume
 from launching import launch
 from small_supernets import perceptron, perceptron_supernet
 
@@ -22,7 +18,6 @@ from fliqs_jax.models.supernets import (
     register_supernet,
     subnetwork_sites,
 )
-from fliqs_jax.train.checkpoints import restore_tree
 
 SMALL = (
     "--dataset=digits",
@@ -168,38 +163,11 @@ def test_what_was_found_can_be_trained_from_scratch(finished, tmp_path, capsys):
     assert "There was no search" in (workdir / "report.html").read_text()
 
 
-def _subprocess(workdir):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests/support", "."])}
-    command = [sys.executable, "-m", "experiments.fliqnas", *SMALL, OWN]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-
-
 @pytest.mark.slow
 def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tmp_path):
-    workdir = tmp_path / "killed"
-    process = _subprocess(workdir)
-    deadline = time.monotonic() + 300
-    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (workdir / "summary.json").exists()
-    process = _subprocess(workdir)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    output = kill_and_resume(fliqnas, tmp_path / "killed", *SMALL, OWN)
     assert "resumed at step" in output
-    whole, resumed = (
-        restore_tree(path / "checkpoints") for path in (finished, workdir)
-    )
-    whole.pop("seconds"), resumed.pop("seconds")
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert_same_end(finished, tmp_path / "killed")
 
 
 SMALL_FAMILIES = {

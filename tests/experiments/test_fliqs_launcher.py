@@ -1,23 +1,18 @@
 """The launcher as a user runs it: outputs, resume, and messages for mistakes."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from killing import assert_same_end, kill_and_resume
 from launching import launch
 
 import fliqs_jax as fq
 from experiments import common, evaluate, fliqs
 from fliqs_jax import costs
-from fliqs_jax.train.checkpoints import restore_tree
-from fliqs_jax.train.metrics import read_metrics
 
 SMALL = (
     "--dataset=digits",
@@ -142,45 +137,10 @@ def test_policy_found_can_be_trained_from_scratch(finished, tmp_path, capsys):
     assert found == again
 
 
-def _subprocess(workdir):
-    command = [sys.executable, "-m", "experiments.fliqs", *SMALL]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tmp_path):
-    workdir = tmp_path / "killed"
-    process = _subprocess(workdir)
-    deadline = time.monotonic() + 300
-    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)  # with luck while the next one is being saved
-    process.communicate()
-    assert not (workdir / "summary.json").exists()
-    process = _subprocess(workdir)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    output = kill_and_resume(fliqs, tmp_path / "killed", *SMALL)
     assert "resumed at step" in output
-
-    whole, resumed = (
-        restore_tree(path / "checkpoints") for path in (finished, workdir)
-    )
-    whole.pop("seconds"), resumed.pop("seconds")
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    timing = ("seconds", "steps_per_second")
-    rows = [
-        [
-            {k: v for k, v in row.items() if k not in timing}
-            for row in read_metrics(path)
-        ]
-        for path in (finished, workdir)
-    ]
-    assert rows[0] == rows[1]
+    assert_same_end(finished, tmp_path / "killed")
 
 
 @pytest.mark.parametrize(

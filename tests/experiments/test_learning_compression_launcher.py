@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from killing import assert_same_end, kill_and_resume
 from launching import launch
 
 import fliqs_jax as fq
@@ -17,7 +18,8 @@ SMALL = (
     "--lc_steps=3",
     "--mu=0.02",
     "--mu_growth=3",
-    "--log_every=20",
+    "--log_every=10",
+    "--checkpoint_every=10",  # in the middle of an L step, of 20
     "--learning_rate=0.03",
     "--codebook=ternary_scaled",
 )
@@ -106,6 +108,15 @@ def test_flags_without_effect_are_named(finished, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "note: --cost_target has no effect: use --size_budget" in said
     assert "note: --mu has no effect: idc has no penalty" in said
+
+
+@pytest.mark.slow
+def test_killed_in_an_l_step_it_ends_as_an_uninterrupted_run(finished, tmp_path):
+    output = kill_and_resume(learning_compression, tmp_path / "killed", *SMALL)
+    assert "resumed at step" in output
+    assert_same_end(finished, tmp_path / "killed")
+    files = [folder / "codebooks.fqcb" for folder in (finished, tmp_path / "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.slow

@@ -1,13 +1,10 @@
 """QBitOpt's launcher as a user runs it: outputs, budget, resume, mistakes."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from killing import assert_same_end, kill_and_resume
 from launching import launch
 
 import fliqs_jax as fq
@@ -126,36 +123,8 @@ def test_every_kind_of_budget_is_kept(given, tmp_path):
     assert summary["cost_ratio"] <= 1.0
 
 
-def _subprocess(workdir):
-    command = [sys.executable, "-m", "experiments.qbitopt", *SMALL]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path):
-    workdir = tmp_path / "killed"
-    process = _subprocess(workdir)
-    deadline = time.monotonic() + 300
-    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    process = _subprocess(workdir)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    output = kill_and_resume(qbitopt, tmp_path / "killed", *SMALL)
     assert "resumed at step" in output
-    timing = ("seconds", "steps_per_second")
-    rows = [
-        [
-            {k: v for k, v in row.items() if k not in timing}
-            for row in read_metrics(path)
-        ]
-        for path in (finished, workdir)
-    ]
-    assert rows[0] == rows[1]
+    assert_same_end(finished, tmp_path / "killed")
