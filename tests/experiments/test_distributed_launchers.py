@@ -10,6 +10,7 @@ import pytest
 import several_processes
 from absl import flags
 from absl.testing import flagsaver
+from launching import SMALL
 
 from experiments import (
     common,
@@ -22,20 +23,6 @@ from experiments import (
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.metrics import read_metrics
 
-SMALL = (
-    "--dataset=digits",
-    "--model=lenet300",
-    "--formats=int2,int4,int8",
-    "--cost_target=0.3",
-    "--steps=60",
-    "--batch_size=32",
-    "--policy_every=2",
-    "--calibrate_every=20",
-    "--log_every=10",
-    "--evaluate_every=30",
-    "--checkpoint_every=20",
-    "--learning_rate=0.05",
-)
 LOST_AFTER_S = 20
 STOPPED_WITHIN_S = 60  # with time for a busy machine
 

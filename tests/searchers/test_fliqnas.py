@@ -9,11 +9,11 @@ import optax
 import pytest
 from jax.sharding import Mesh
 from small_supernets import perceptron_supernet
+from stepping import run_steps
 
 import fliqs_jax as fq
 from fliqs_jax.controller import default, leave_one_out, published
 from fliqs_jax.costs import site_bops
-from fliqs_jax.data import batches
 from fliqs_jax.models.supernets import extract, subnetwork_sites
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options, of_live_sites
 from fliqs_jax.searchers.in_training.calibration import init_calibration
@@ -28,7 +28,6 @@ from fliqs_jax.searchers.joint.subnetwork_classifier import (
 )
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier
-from fliqs_jax.train.loop import Dispatcher
 from fliqs_jax.train.optimizers import make_optimizer
 
 FORMATS = ("int2", "int4", "int8")
@@ -64,24 +63,9 @@ def make_search(digits, *, fixed=None, chosen=None, phases=PHASES, **settings):
     )
 
 
-def run(search, digits, mesh, steps, *, name="shard_map"):
-    """Runs the first `steps` steps with their hooks."""
-    source = batches(digits.train, batch_size=32, seed=0)
-    state = search.init(jax.random.key(0), source.batch(0)["image"][:1])
-    state = mapping.replicate(state, mesh)
-    compile_step = lambda step: mapping.MAPPINGS[name](step, mesh)  # noqa: E731
-    hooks = search.hooks(search.phases.steps, compile_step)
-    dispatch = Dispatcher(search.step, mesh, mapping=name)
-    states, metrics = [jax.device_get(state.controller.logits)], []
-    for step in range(steps):
-        batch = mapping.shard_batch(source.batch(step), mesh)
-        for hook in hooks:
-            if step in hook.steps:
-                state = hook.run(state, batch)
-        state, row = dispatch(state, source, step, step + 1)
-        states.append(jax.device_get(state.controller.logits))
-        metrics.append(row)
-    return state, states, metrics, dispatch
+def run(*arguments, **how):
+    """Runs the first steps; returns state, logits, metrics and dispatcher."""
+    return run_steps(*arguments, lambda state: state.controller.logits, **how)
 
 
 @pytest.fixture(scope="module")

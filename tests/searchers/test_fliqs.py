@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
+from stepping import run_steps
 
 from fliqs_jax.controller import default, published
 from fliqs_jax.costs import cost_table, site_bops
-from fliqs_jax.data import batches, load_dataset
+from fliqs_jax.data import load_dataset
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
@@ -19,7 +20,6 @@ from fliqs_jax.searchers.in_training.controllers import recipe
 from fliqs_jax.searchers.in_training.one_shot import Phases
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
-from fliqs_jax.train.loop import Dispatcher
 
 FORMATS = ("int2", "int4", "int8")
 PHASES = Phases(warmup_end=4, search_end=12, steps=16)
@@ -57,24 +57,9 @@ def make_search(digits, chosen=None, policy=None, **settings):
     )
 
 
-def run(search, digits, mesh, steps, *, name="shard_map", seed=0):
-    """Runs the first `steps` steps with their hooks."""
-    source = batches(digits.train, batch_size=32, seed=seed)
-    state = search.init(jax.random.key(seed), source.batch(0)["image"][:1])
-    state = mapping.replicate(state, mesh)
-    compile_step = lambda step: mapping.MAPPINGS[name](step, mesh)  # noqa: E731
-    hooks = search.hooks(search.phases.steps, compile_step)
-    dispatch = Dispatcher(search.step, mesh, mapping=name)
-    logits, metrics = [np.asarray(state.controller.logits)], []
-    for step in range(steps):
-        batch = mapping.shard_batch(source.batch(step), mesh)
-        for hook in hooks:
-            if step in hook.steps:
-                state = hook.run(state, batch)
-        state, row = dispatch(state, source, step, step + 1)
-        logits.append(np.asarray(state.controller.logits))
-        metrics.append(row)
-    return state, logits, metrics, dispatch
+def run(*arguments, **how):
+    """Runs the first steps; returns state, logits, metrics and dispatcher."""
+    return run_steps(*arguments, lambda state: state.controller.logits, **how)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 from scipy import stats
+from stepping import run_steps
 
 from fliqs_jax import costs
 from fliqs_jax.data import batches, load_dataset
@@ -24,7 +25,7 @@ from fliqs_jax.searchers.sensitivities.hutchinson import fisher_traces, hessian_
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
-from fliqs_jax.train.loop import Dispatcher, TrainingDiverged
+from fliqs_jax.train.loop import TrainingDiverged
 from fliqs_jax.train.losses import cross_entropy
 
 FORMATS = ("int2", "int3", "int4", "int8")
@@ -68,23 +69,13 @@ def make_search(
     )
 
 
-def run(search, digits, mesh, steps, *, name="shard_map", seed=0):
-    """Runs the first `steps` steps with their hooks; returns states' options too."""
-    source = batches(digits.train, batch_size=32, seed=seed)
-    state = search.init(jax.random.key(seed), source.batch(0)["image"][:1])
-    state = mapping.replicate(state, mesh)
-    hooks = search.hooks(steps, lambda step: mapping.MAPPINGS[name](step, mesh))
-    dispatch = Dispatcher(search.step, mesh, mapping=name)
-    options, losses = [], []
-    for step in range(steps):
-        batch = mapping.shard_batch(source.batch(step), mesh)
-        for hook in hooks:
-            if step in hook.steps:
-                state = hook.run(state, batch)
-        options.append(np.asarray(state.options))
-        state, metrics = dispatch(state, source, step, step + 1)
-        losses.append(float(metrics["loss"][0]))
-    return state, np.array(options), np.array(losses), dispatch
+def run(*arguments, **how):
+    """Runs the first steps; returns state, options and loss of each, dispatcher."""
+    state, options, metrics, dispatch = run_steps(
+        *arguments, lambda state: state.options, **how
+    )
+    losses = [float(row["loss"][0]) for row in metrics]
+    return state, np.array(options[1:]), np.array(losses), dispatch
 
 
 @pytest.fixture(scope="module")
