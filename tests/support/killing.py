@@ -51,11 +51,16 @@ def assert_same_end(whole, resumed):
 
 
 def _start(launcher, workdir, flags):
-    paths = os.pathsep.join(["tests/support", "."])
+    environment = {
+        "PYTHONPATH": os.pathsep.join(["tests/support", "."]),
+        # The second process need not compile again what the first one has.
+        "JAX_COMPILATION_CACHE_DIR": f"{workdir.parent}/compiled",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", launcher.__name__, f"--workdir={workdir}", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        env=os.environ | environment,
     )

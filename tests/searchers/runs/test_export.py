@@ -112,7 +112,7 @@ def test_weights_on_file_are_those_the_network_runs_with(case, tmp_path):
 
     class Recorder(type(net.classifier.quantized.model)):
         def __call__(self, x, **kwargs):
-            seen.update(jax.device_get(self.variables["params"]))
+            seen.update(self.variables["params"])
             return super().__call__(x, **kwargs)
 
     quantized = QuantizedModel(
@@ -120,7 +120,13 @@ def test_weights_on_file_are_those_the_network_runs_with(case, tmp_path):
         sites=net.classifier.quantized.sites(),
         per_channel=net.classifier.quantized.per_channel,
     )
-    quantized.apply(net.variables, images() / 255.0, policy=net.formats)
+
+    @jax.jit
+    def weights_seen(variables, images):
+        quantized.apply(variables, images, policy=net.formats)
+        return dict(seen)
+
+    seen = jax.device_get(weights_seen(net.variables, images() / 255.0))
     found = jax.tree.leaves_with_path(variables["params"])
     assert found
     for path, leaf in found:
