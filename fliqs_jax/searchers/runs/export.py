@@ -59,15 +59,10 @@ def export_network(
 
     Raises:
       ModuleNotFoundError: before anything is written, if flatbuffers is missing.
-      ValueError: if a platform is unknown, a weight is not finite, or the network was
-        quantized after training: its grids are not those that the file's formats mean.
+      ValueError: if a platform is unknown, a weight is not finite, or weights that were
+        quantized after training are not on symmetric grids up to their largest value.
     """
-    if network.static:
-        raise ValueError(
-            "the network was quantized after training, on grids with zero points of"
-            " their own, which weights are not packed on: train it on at its formats"
-            " (--finetune_steps) and export that run"
-        )
+    formats = stored_formats(network)
     if platforms is not None:
         check_exportable(platforms)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +76,7 @@ def export_network(
             network.variables,
             quantized.sites(),
             policy=network.policy,
-            formats=network.formats,
+            formats=formats,
             per_channel=quantized.per_channel,
         )
         files[WEIGHTS] = (folder / WEIGHTS).stat().st_size
@@ -111,6 +106,34 @@ def export_network(
     return manifest
 
 
+def stored_formats(network: Network) -> SiteFormats:
+    """Returns the formats by which the weights are stored, with their clip bounds.
+
+    A network quantized after training has weights on their grids already, up to each
+    channel's largest value: the same grids as its policy's without any clips.
+
+    Raises:
+      ValueError: if such weights are on other grids.
+    """
+    if not network.static:
+        return network.formats
+    sites = network.classifier.quantized.sites()
+    formats = network.policy.formats(sites)
+    per_channel = network.classifier.quantized.per_channel
+    stored = stored_weights(network.params, sites, formats, per_channel=per_channel)
+    params = flax.traverse_util.flatten_dict(nn.meta.unbox(network.params))
+    for path, weight in stored.items():
+        error = np.abs(weight.numbers * weight.scale - params[path])
+        if not (error <= 1e-4 * np.asarray(weight.scale)).all():
+            raise ValueError(
+                f"the weights {'/'.join(path)} were quantized after training on grids"
+                " that the file has no place for, with zero points or clipped: search"
+                " without --weight_modes and with --weight_observer=minmax, or train"
+                " the network on at its formats (--finetune_steps) and export that run"
+            )
+    return formats
+
+
 def deployed(network: Network) -> Callable[[Array], Float[Array, "B C"]]:
     """Returns the network as a function of uint8 images, its weights on their grids.
 
@@ -120,7 +143,7 @@ def deployed(network: Network) -> Callable[[Array], Float[Array, "B C"]]:
     stored = stored_weights(
         network.params,
         quantized.sites(),
-        network.formats,
+        stored_formats(network),
         per_channel=quantized.per_channel,
     )
     makers = {path: compact_weight(weight) for path, weight in stored.items()}
@@ -170,7 +193,11 @@ def _describe(network: Network) -> list[dict[str, Any]]:
     formats, rows = network.formats, []
     for index, site in enumerate(network.classifier.quantized.sites()):
         weights, activations = network.policy[site.path]
-        clip = formats.activation_clip
+        largest = smallest = None
+        if formats.activation_clip is not None:
+            largest = float(formats.activation_clip[index])
+            grid = formats.activation[index]
+            smallest = largest * float(grid.min_value / grid.max_value)
         rows.append(
             {
                 "path": site.path,
@@ -178,8 +205,11 @@ def _describe(network: Network) -> list[dict[str, Any]]:
                 "weight_shape": list(site.weight_shape),
                 "weights": weights,
                 "activations": activations,
-                # The largest input kept; its scale is this over the format's largest.
-                "largest_input": None if clip is None else float(clip[index]),
+                # What is kept of the input. A scale is the largest over the format's
+                # largest; where the format is an integer of b bits with a zero point,
+                # (largest - smallest) / (2^b - 1).
+                "largest_input": largest,
+                "smallest_input": smallest,
             }
         )
     return rows

@@ -15,6 +15,13 @@ import fliqs_jax as fq
 from fliqs_jax.deploy import program
 from fliqs_jax.deploy.weight_file import load_weights
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.quantized_model.static_weights import quantize_weights_by
+from fliqs_jax.quantizers.observers import OBSERVERS
+from fliqs_jax.searchers.joint.static_calibration import (
+    InputSamples,
+    PtqSettings,
+    static_input_formats,
+)
 from fliqs_jax.searchers.runs.export import (
     export_network,
     load_program,
@@ -162,9 +169,47 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         export_network(net, SHAPE, tmp_path, platforms=None)
 
 
-def test_grids_of_post_training_quantization_are_refused(tmp_path):
-    net = dataclasses.replace(network(Cnn(), ["int4"]), static=True)
-    with pytest.raises(ValueError, match="quantized after training, on grids"):
+def quantized_after_training(names, *, symmetric=True):
+    """A network whose weights and inputs have grids of their own."""
+    net = network(Cnn(), names, clips=False)
+    quantized = net.classifier.quantized
+    seen = quantized.observe(net.variables, images() / 255.0, num_samples=64)
+    params = quantize_weights_by(
+        net.params,
+        quantized.sites(),
+        net.formats.weight,
+        OBSERVERS["minmax"],
+        symmetric=np.full(len(quantized.sites()), symmetric),
+    )
+    formats = static_input_formats(
+        InputSamples.of([seen]), net.formats.activation, PtqSettings()
+    )
+    return dataclasses.replace(net, params=params, formats=formats, static=True)
+
+
+def test_a_network_quantized_after_training_has_files_that_give_what_it_gives(tmp_path):
+    net = quantized_after_training(["int4", "e2m1", "int8", "fp32"])
+    manifest = export_network(net, SHAPE, tmp_path, platforms=["cpu"])
+    expected = jax.jit(net.__call__)(images())
+    for call in (load_program(tmp_path), jax.jit(loaded_weights(net, tmp_path))):
+        np.testing.assert_allclose(call(images()), expected, rtol=1e-5, atol=1e-5)
+    tensors = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
+    first, *_ = net.classifier.quantized.sites()
+    codes = tensors[f"{first.path}/kernel:codes"]
+    assert codes.nbytes == -(-first.weight_count * 4 // 8)  # int4
+    # The grids of the inputs are in the manifest: zero is on them.
+    for index, row in enumerate(manifest["sites"]):
+        grid = net.formats.activation[index]
+        if row["activations"] == "int8":
+            scale = (row["largest_input"] - row["smallest_input"]) / 255
+            zero = -row["smallest_input"] / scale
+            assert zero == pytest.approx(round(zero), abs=1e-3)
+            assert -zero == pytest.approx(float(grid.min_value), abs=1e-3)
+
+
+def test_weights_with_zero_points_are_refused(tmp_path):
+    net = quantized_after_training(["int4", "int8"], symmetric=False)
+    with pytest.raises(ValueError, match="grids that the file has no place for"):
         export_network(net, SHAPE, tmp_path / "export", platforms=None)
     assert not (tmp_path / "export").exists()
 
