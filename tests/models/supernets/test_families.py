@@ -187,10 +187,9 @@ def test_quantized_with_the_scales_of_the_small_network(family, per_channel):
             atol=1e-4,
         )
     # Inputs: the ranges that scales come from.
-    seen = full.observe(
-        {**variables, "params": net.mask(variables["params"], choice)}, images
-    )
-    expected = extracted.observe(small, images)
+    masked = {**variables, "params": net.mask(variables["params"], choice)}
+    seen = jax.jit(full.observe)(masked, images)
+    expected = jax.jit(extracted.observe)(small, images)
     paths = {site.path for site in live}
     rows = [i for i, site in enumerate(net.sites) if site.path in paths]
     np.testing.assert_allclose(seen.absmax[np.array(rows)], expected.absmax, rtol=1e-5)

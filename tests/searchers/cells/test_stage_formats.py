@@ -172,7 +172,7 @@ def test_certain_stages_run_as_their_policy():
     model = cells.NasBench201SearchNetwork(width=4, num_cells=1, bottleneck=2)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     quantized = QuantizedModel(model)
-    variables = quantized.init(jax.random.key(1), images)
+    variables = jax.jit(quantized.init)(jax.random.key(1), images)
     sites = quantized.sites(images)
     certain = jnp.where(jnp.eye(3)[jnp.array([2, 0, 1])] > 0, 0.0, -1e9)
     mixture = jax.jit(lambda logits: STAGES.mixture(logits, sites))(certain)

@@ -59,7 +59,7 @@ def network(model, names, *, products=False, clips=True, per_channel=True):
         rng = np.random.default_rng(0)
         drawn = jnp.asarray(rng.uniform(1.5, 3.0, (2, len(sites))), jnp.float32)
         formats = formats.replace(weight_clip=drawn[0], activation_clip=drawn[1])
-    variables = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     params = variables.pop("params")
     return Network(
         classifier=Classifier(
@@ -173,17 +173,24 @@ def quantized_after_training(names, *, symmetric=True):
     """A network whose weights and inputs have grids of their own."""
     net = network(Cnn(), names, clips=False)
     quantized = net.classifier.quantized
-    seen = quantized.observe(net.variables, images() / 255.0, num_samples=64)
-    params = quantize_weights_by(
-        net.params,
-        quantized.sites(),
-        net.formats.weight,
-        OBSERVERS["minmax"],
-        symmetric=np.full(len(quantized.sites()), symmetric),
-    )
-    formats = static_input_formats(
-        InputSamples.of([seen]), net.formats.activation, PtqSettings()
-    )
+    modes = np.full(len(quantized.sites()), symmetric)
+
+    @jax.jit
+    def quantize(variables, images):
+        seen = quantized.observe(variables, images, num_samples=64)
+        params = quantize_weights_by(
+            variables["params"],
+            quantized.sites(),
+            net.formats.weight,
+            OBSERVERS["minmax"],
+            symmetric=modes,
+        )
+        samples = InputSamples.of([seen])
+        return params, static_input_formats(
+            samples, net.formats.activation, PtqSettings(input_observer="minmax")
+        )
+
+    params, formats = quantize(net.variables, images() / 255.0)
     return dataclasses.replace(net, params=params, formats=formats, static=True)
 
 
