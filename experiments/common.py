@@ -31,10 +31,12 @@ from fliqs_jax.train.workdir import read_json
 FLAGS = flags.FLAGS
 
 # What may differ when a run is continued in its workdir: how, not what, it computes.
+# Weights from elsewhere identify it themselves, wherever they lie by then.
 SESSION = (
     "workdir", "data_dir", "download", "log_every", "keep", "checkpoint_every",
     "evaluate_every", "steps_per_call", "profile", "distributed",
     "coordinator_address", "num_processes", "process_id", "heartbeat_timeout",
+    "init_from", "supernet_from",
 )  # fmt: skip
 
 # For a process that trains on the CPU. glibc returns the large temporaries of every

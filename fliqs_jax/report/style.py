@@ -88,11 +88,20 @@ def loss_ticks(axes) -> None:
 
     Call it when everything is drawn: the ticks depend on the span of the axis.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import (
+        FuncFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+    )
 
     low, high = axes.get_ylim()
-    several = high > 100 * low
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if several else (1, 2, 5)))
+    if high > 5 * low:
+        several = high > 100 * low
+        locator = LogLocator(subs=(1.0,) if several else (1, 2, 5))
+    else:  # too short to have three of them
+        locator = MaxNLocator(nbins=6, steps=[1, 2, 5, 10])
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

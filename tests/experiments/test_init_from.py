@@ -174,3 +174,15 @@ def test_resumed_is_bit_identical_and_needs_the_checkpoint_no_more(runs, tmp_pat
         restore_tree(path / "network") for path in (runs / "tuned", workdir)
     )
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+@pytest.mark.slow
+def test_a_run_is_known_by_the_weights_it_starts_from_not_by_their_path(
+    runs, tmp_path, capsys
+):
+    copied = shutil.copytree(runs / "float", tmp_path / "copied")
+    workdir = f"--workdir={runs / 'tuned'}"
+    launch(fliqs, *FINE_TUNING, f"--init_from={copied}", workdir)
+    assert "holds a finished run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="initial_variables"):
+        launch(fliqs, *FINE_TUNING, f"--init_from={runs / 'tuned'}", workdir)

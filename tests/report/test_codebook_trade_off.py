@@ -43,6 +43,19 @@ def test_axes_name_quantity_and_unit_and_the_reference():
     assert reference.get_ydata()[0] == pytest.approx(1.9)
 
 
+@pytest.mark.parametrize("span", [(0.65, 1.1), (0.9, 0.95), (0.2, 3.0), (1e-5, 2.0)])
+def test_an_axis_of_any_span_has_ticks_to_read(span):
+    points = [
+        CodebookPoint(series="LC", size=size, losses=(loss,), errors=(loss / 10,))
+        for size, loss in zip((2, 4), span, strict=True)
+    ]
+    own = {"reference_loss": span[0], "reference_error": span[0] / 10}
+    for axes in draw_codebook_trade_off(points, **own).axes:
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+        assert 3 <= len(ticks) <= 12
+
+
 def test_picture_is_written(tmp_path):
     path = write_codebook_trade_off(tmp_path / "a.png", POINTS, **REFERENCE)
     assert path.read_bytes().startswith(b"\x89PNG")
