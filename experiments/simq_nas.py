@@ -97,10 +97,8 @@ common.define("float", "seeded_fraction", 0.5, "Of the first generation, made so
 common.define(
     "bool", "sensitivity_features", True, "Tell the predictors of LINAS, too."
 )
-common.define(
-    "enum", "weight_observer", "minmax", "Of ranges.", enum_values=[*OBSERVERS]
-)
-common.define("enum", "input_observer", "kl", "Of ranges.", enum_values=[*OBSERVERS])
+common.define("enum", "weight_observer", "mse", "Of ranges.", enum_values=[*OBSERVERS])
+common.define("enum", "input_observer", "mse", "Of ranges.", enum_values=[*OBSERVERS])
 common.define("bool", "symmetric_inputs", False, "Inputs without zero points.")
 common.define(
     "integer", "calibration_batches", 2, "Training batches for a candidate's ranges."

@@ -28,8 +28,9 @@ from fliqs_jax.deploy.codes import decode, encode
 from fliqs_jax.deploy.packing import pack_indices, unpack_indices
 from fliqs_jax.files import replace_bytes
 from fliqs_jax.formats import parse_format
-from fliqs_jax.policy import Policy, SiteFormats
-from fliqs_jax.quantized_model.weights import StoredWeight, stored_weights
+from fliqs_jax.policy import Policy
+from fliqs_jax.quantized_model.riding import layer_index
+from fliqs_jax.quantized_model.weights import StoredWeight
 from fliqs_jax.sites import Site
 
 _VERSION = "1"
@@ -41,8 +42,7 @@ def save_weights(
     sites: Sequence[Site],
     *,
     policy: Policy,
-    formats: SiteFormats,
-    per_channel: bool,
+    stored: Mapping[tuple[str, ...], StoredWeight],
 ) -> None:
     """Writes a network's variables, its sites' weights in the bits of their formats.
 
@@ -51,20 +51,18 @@ def save_weights(
       variables: float ones, `{"params": ...}` and other collections.
       sites: of the model.
       policy: names of the formats.
-      formats: the same with clip bounds, where there are any.
-      per_channel: as the `QuantizedModel` has it.
+      stored: the weights of all sites as numbers and scales, from `stored_weights`.
 
     Raises:
       ValueError: if a weight is not finite, so it has no code.
     """
-    stored = stored_weights(
-        variables["params"], sites, formats, per_channel=per_channel
-    )
     tensors, rows = {}, []
     for site in sites:
         for weight in site.weights:
             leaf = (*site.module_path, *weight.path)
-            index = _index(weight.stack_axes, site.layer, np.ndim(stored[leaf].numbers))
+            index = layer_index(
+                weight.stack_axes, site.layer, np.ndim(stored[leaf].numbers)
+            )
             part = StoredWeight(*(np.asarray(array)[index] for array in stored[leaf]))
             name = f"{site.path}/{weight.name}"
             format_name = policy[site.path][0]
@@ -143,12 +141,5 @@ def _stacked(rows: list[dict[str, Any]]) -> np.ndarray:
         shape.insert(axis, int(size))
     leaf = np.zeros(shape, np.float32)
     for row in rows:
-        leaf[_index(axes, row["layer"], leaf.ndim)] = row["values"]
+        leaf[layer_index(axes, row["layer"], leaf.ndim)] = row["values"]
     return leaf
-
-
-def _index(axes: Sequence[int], layer: Sequence[int], rank: int) -> tuple:
-    index: list[Any] = [slice(None)] * rank
-    for axis, position in zip(axes, layer, strict=True):
-        index[axis] = position
-    return tuple(index)

@@ -176,3 +176,16 @@ def map_layers(
     for axis in reversed(axes):
         function = jax.vmap(function, in_axes=(axis, 0), out_axes=axis)
     return jax.tree.map(lambda array: function(array, rows), leaf)  # through a box
+
+
+def layer_index(axes: Sequence[int], layer: Sequence[int], rank: int) -> tuple:
+    """Returns what indexes one layer of a stack of them: its position in each axis.
+
+    Example:
+      >>> layer_index((0,), (2,), 3)
+      (2, slice(None, None, None), slice(None, None, None))
+    """
+    index: list[Any] = [slice(None)] * rank
+    for axis, position in zip(axes, layer, strict=True):
+        index[axis] = position
+    return tuple(index)

@@ -28,7 +28,8 @@ from fliqs_jax.deploy.weight_file import load_weights, save_weights
 from fliqs_jax.files import replace_bytes
 from fliqs_jax.formats import parse_format, stack_formats
 from fliqs_jax.policy import SiteFormats
-from fliqs_jax.quantized_model.weights import stored_weights
+from fliqs_jax.quantized_model.static_weights import stored_static_weights
+from fliqs_jax.quantized_model.weights import StoredWeight, stored_weights
 from fliqs_jax.searchers.runs.network import CODEBOOK_FILE, Network
 from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.train.workdir import write_json
@@ -59,10 +60,10 @@ def export_network(
 
     Raises:
       ModuleNotFoundError: before anything is written, if flatbuffers is missing.
-      ValueError: if a platform is unknown, a weight is not finite, or weights that were
-        quantized after training are not on symmetric grids up to their largest value.
+      ValueError: if a platform is unknown, a weight is not finite, or weights were
+        quantized after training with zero points.
     """
-    formats = stored_formats(network)
+    weights = stored(network)
     if platforms is not None:
         check_exportable(platforms)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,14 +71,12 @@ def export_network(
     if codebooks is not None:
         files[CODEBOOK_FILE] = _write(folder / CODEBOOK_FILE, codebooks.read_bytes())
     else:
-        quantized = network.classifier.quantized
         save_weights(
             folder / WEIGHTS,
             network.variables,
-            quantized.sites(),
+            network.classifier.quantized.sites(),
             policy=network.policy,
-            formats=formats,
-            per_channel=quantized.per_channel,
+            stored=weights,
         )
         files[WEIGHTS] = (folder / WEIGHTS).stat().st_size
     if platforms is not None:
@@ -106,32 +105,29 @@ def export_network(
     return manifest
 
 
-def stored_formats(network: Network) -> SiteFormats:
-    """Returns the formats by which the weights are stored, with their clip bounds.
-
-    A network quantized after training has weights on their grids already, up to each
-    channel's largest value: the same grids as its policy's without any clips.
+def stored(network: Network) -> dict[tuple[str, ...], StoredWeight]:
+    """Returns the weights of a network's sites as numbers and scales.
 
     Raises:
-      ValueError: if such weights are on other grids.
+      ValueError: if they were quantized after training with zero points.
     """
+    quantized = network.classifier.quantized
+    sites = quantized.sites()
     if not network.static:
-        return network.formats
-    sites = network.classifier.quantized.sites()
-    formats = network.policy.formats(sites)
-    per_channel = network.classifier.quantized.per_channel
-    stored = stored_weights(network.params, sites, formats, per_channel=per_channel)
-    params = flax.traverse_util.flatten_dict(nn.meta.unbox(network.params))
-    for path, weight in stored.items():
-        error = np.abs(weight.numbers * weight.scale - params[path])
-        if not (error <= 1e-4 * np.asarray(weight.scale)).all():
-            raise ValueError(
-                f"the weights {'/'.join(path)} were quantized after training on grids"
-                " that the file has no place for, with zero points or clipped: search"
-                " without --weight_modes and with --weight_observer=minmax, or train"
-                " the network on at its formats (--finetune_steps) and export that run"
-            )
-    return formats
+        return stored_weights(
+            network.params, sites, network.formats, per_channel=quantized.per_channel
+        )
+    formats = network.policy.formats(sites).weight
+    try:
+        return stored_static_weights(
+            network.params, sites, formats, per_channel=quantized.per_channel
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; weights with zero points have no place in the file: search"
+            " without --weight_modes, or train the network on at its formats"
+            " (--finetune_steps) and export that run"
+        ) from error
 
 
 def deployed(network: Network) -> Callable[[Array], Float[Array, "B C"]]:
@@ -139,14 +135,7 @@ def deployed(network: Network) -> Callable[[Array], Float[Array, "B C"]]:
 
     What `Network.__call__` computes, without the rounding of weights at every call.
     """
-    quantized = network.classifier.quantized
-    stored = stored_weights(
-        network.params,
-        quantized.sites(),
-        stored_formats(network),
-        per_channel=quantized.per_channel,
-    )
-    makers = {path: compact_weight(weight) for path, weight in stored.items()}
+    makers = {path: compact_weight(weight) for path, weight in stored(network).items()}
     flat = flax.traverse_util.flatten_dict(network.params)
     others = {path: nn.meta.unbox(leaf) for path, leaf in flat.items()}
     inputs_alone = _inputs_alone(network)

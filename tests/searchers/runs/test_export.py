@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         export_network(net, SHAPE, tmp_path, platforms=None)
 
 
-def quantized_after_training(names, *, symmetric=True):
+def quantized_after_training(names, *, observer="minmax", symmetric=True):
     """A network whose weights and inputs have grids of their own."""
     net = network(Cnn(), names, clips=False)
     quantized = net.classifier.quantized
@@ -182,7 +182,7 @@ def quantized_after_training(names, *, symmetric=True):
             variables["params"],
             quantized.sites(),
             net.formats.weight,
-            OBSERVERS["minmax"],
+            OBSERVERS[observer],
             symmetric=modes,
         )
         samples = InputSamples.of([seen])
@@ -194,8 +194,10 @@ def quantized_after_training(names, *, symmetric=True):
     return dataclasses.replace(net, params=params, formats=formats, static=True)
 
 
-def test_a_network_quantized_after_training_has_files_that_give_what_it_gives(tmp_path):
-    net = quantized_after_training(["int4", "e2m1", "int8", "fp32"])
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+def test_files_of_a_network_quantized_after_training(observer, tmp_path):
+    names = ["int4", "e2m1", "int8", "fp32"]
+    net = quantized_after_training(names, observer=observer)
     manifest = export_network(net, SHAPE, tmp_path, platforms=["cpu"])
     expected = jax.jit(net.__call__)(images())
     for call in (load_program(tmp_path), jax.jit(loaded_weights(net, tmp_path))):
@@ -216,7 +218,7 @@ def test_a_network_quantized_after_training_has_files_that_give_what_it_gives(tm
 
 def test_weights_with_zero_points_are_refused(tmp_path):
     net = quantized_after_training(["int4", "int8"], symmetric=False)
-    with pytest.raises(ValueError, match="grids that the file has no place for"):
+    with pytest.raises(ValueError, match="zero points have no place in the file"):
         export_network(net, SHAPE, tmp_path / "export", platforms=None)
     assert not (tmp_path / "export").exists()
 
