@@ -167,6 +167,7 @@ def run() -> None:
         "cost": FLAGS.objectives[1],
         "network": {"name": None, **supernet_flags.network_config()},
         "supernet_variables": state and describe_variables(state.variables),
+        **(initial_variables() if state is None else {}),
     }
     volatile = ("session", "adjustable")
     with open_workdir(FLAGS.workdir, config, volatile=volatile) as folder:
@@ -223,6 +224,15 @@ def run_config(**how: Any) -> dict[str, Any]:
     shared = common.run_config(**how)
     kept = {name: x for name, x in shared["flags"].items() if name not in IDLE}
     return {**shared, "flags": kept}
+
+
+def initial_variables() -> dict[str, Any]:
+    """Returns what tells the weights of --init_from, as the super-network has it."""
+    variables, record = common.initial_variables(f"{FLAGS.workdir}/supernet")
+    if variables is None:
+        return record
+    told = {**describe_variables(variables), "skip": list(FLAGS.init_skip)}
+    return {"initial_variables": told}
 
 
 def point_config() -> dict[str, Any]:

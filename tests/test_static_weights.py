@@ -8,7 +8,11 @@ import pytest
 from small_supernets import Stack
 
 import fliqs_jax as fq
-from fliqs_jax.quantized_model.static_weights import quantize_weights_by
+from fliqs_jax.quantized_model.static_weights import (
+    find_scale,
+    quantize_tensor,
+    quantize_weights_by,
+)
 from fliqs_jax.quantizers.observers import OBSERVERS
 
 
@@ -89,3 +93,29 @@ def test_zeros_stay_and_change_no_grid(observer):
         assert not full[4:].any() and not full[:, 3].any()
         if observer not in ("percentile", "kl"):
             np.testing.assert_allclose(full[:4, :3], small, atol=1e-6)
+
+
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+@pytest.mark.parametrize("name", ["int2", "int4", "int8", "int12", "e2m1", "e4m3"])
+def test_a_grid_is_found_from_the_values_on_it(name, observer):
+    x = jax.random.normal(jax.random.key(0), (40, 3)).at[:, 2].set(0.0)
+    fmt = fq.parse_format(name)
+
+    @jax.jit
+    def quantized(x):
+        given = OBSERVERS[observer]
+        return quantize_tensor(x, fmt, given, symmetric=True, contracted_axes=(0,))
+
+    on_grid = np.asarray(quantized(x))
+    scale = find_scale(on_grid, fmt, contracted_axes=(0,))
+    assert scale.shape == (1, 3) and scale[0, 2] == 1.0
+    numbers = on_grid / scale
+    np.testing.assert_allclose(
+        fq.fake_quantize(numbers, fmt, scale=1.0), numbers, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_values_on_no_grid_through_zero_have_no_scale():
+    x = np.array([-1.0, 0.013, 0.4142, 1.0], np.float32)
+    with pytest.raises(ValueError, match="1 channels are on no symmetric grid"):
+        find_scale(x, fq.parse_format("int3"))

@@ -164,8 +164,8 @@ def find_scale(
 
     Args:
       x: the tensor, float32.
-      fmt: one format of at most 8 bits; of a wider one its largest value alone is
-        tried, and one that needs no scale has 1.
+      fmt: one format of at most 8 bits; of a wider one its two ends alone are tried,
+        and one that needs no scale has 1.
       contracted_axes: all axes but those of the channels; None is one grid for all.
 
     Returns:
@@ -182,7 +182,11 @@ def find_scale(
     """
     axes = tuple(range(x.ndim)) if contracted_axes is None else contracted_axes
     largest = np.abs(x).max(axis=axes, keepdims=True)
-    values = fmt.values() if int(fmt.storage_bits) <= 8 else fmt.max_value[None]
+    values = (
+        fmt.values()
+        if int(fmt.storage_bits) <= 8
+        else np.array([fmt.min_value, fmt.max_value])
+    )
     scale, known = np.ones_like(largest), largest == 0.0
     if not fmt.needs_scale:
         return scale

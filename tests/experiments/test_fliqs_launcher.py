@@ -239,12 +239,7 @@ def test_search_by_a_measured_table(tmp_path):
     sites = fq.find_sites(model, jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32))
     table = tmp_path / "chip.csv"
     save_table(table, sites, {"int8": 1.0, "bf16": 3.0})
-    arguments = [
-        *SMALL,
-        "--steps=20",
-        "--evaluate_every=0",
-        "--formats=int4,bf16",
-    ]
+    arguments = [*SMALL, "--steps=20", "--evaluate_every=0", "--formats=int4,bf16"]
     arguments += ["--cost=latency", f"--latency_table={table}", "--cost_target=1.7"]
     arguments.append(f"--workdir={tmp_path / 'run'}")
     launch(fliqs, *arguments)
@@ -282,12 +277,6 @@ def test_diverging_run_stops_names_the_step_and_keeps_its_checkpoint(tmp_path):
 @pytest.mark.parametrize("form", fliqs.FORMS)
 def test_every_form_searches_to_its_end(form, tmp_path):
     short = ("--steps=20", "--evaluate_every=0", f"--form={form}")
-    launch(
-        fliqs,
-        *SMALL,
-        *short,
-        "--policy_every=1",
-        f"--workdir={tmp_path / 'run'}",
-    )
+    launch(fliqs, *SMALL, *short, "--policy_every=1", f"--workdir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["entropy"] < np.log(3)  # below uniform: the controller learned

@@ -266,3 +266,5 @@ def test_finished_run_takes_other_points_searches_on_and_trains_on(
     assert longer["hypervolume"] >= found["hypervolume"]
     with pytest.raises(ValueError, match="flags.population"):
         launch(simq_nas, *run, "--population=5")
+    with pytest.raises(ValueError, match="initial_variables"):
+        launch(simq_nas, *run, f"--init_from={folder}/supernet")

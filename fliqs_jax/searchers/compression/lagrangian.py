@@ -116,10 +116,7 @@ def c_step(
             strict=True,
         )
     )
-    return compression.replace(
-        codebooks=codebooks,
-        decoded=tuple(codebook.decode() for codebook in codebooks),
-    )
+    return _with_codebooks(compression, codebooks)
 
 
 def assign(
@@ -135,10 +132,14 @@ def assign(
             compression.codebooks, scope_weights(params, scopes), strict=True
         )
     )
-    return compression.replace(
-        codebooks=codebooks,
-        decoded=tuple(codebook.decode() for codebook in codebooks),
-    )
+    return _with_codebooks(compression, codebooks)
+
+
+def _with_codebooks(
+    compression: Compression, codebooks: tuple[Codebook, ...]
+) -> Compression:
+    decoded = tuple(codebook.decode() for codebook in codebooks)
+    return compression.replace(codebooks=codebooks, decoded=decoded)
 
 
 def multiplier_step(

@@ -63,7 +63,7 @@ def export_network(
       ValueError: if a platform is unknown, a weight is not finite, or weights were
         quantized after training with zero points.
     """
-    weights = stored(network)
+    weights = stored(network)  # refused before anything is written
     if platforms is not None:
         check_exportable(platforms)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,10 @@ def export_network(
         files[WEIGHTS] = (folder / WEIGHTS).stat().st_size
     if platforms is not None:
         data = serialize_program(
-            deployed(network), image_shape, platforms=platforms, batch_size=batch_size
+            deployed(network, weights),
+            image_shape,
+            platforms=platforms,
+            batch_size=batch_size,
         )
         files[PROGRAM] = _write(folder / PROGRAM, data)
     float_bytes = sum(
@@ -130,20 +133,26 @@ def stored(network: Network) -> dict[tuple[str, ...], StoredWeight]:
         ) from error
 
 
-def deployed(network: Network) -> Callable[[Array], Float[Array, "B C"]]:
+def deployed(
+    network: Network, weights: Mapping[tuple[str, ...], StoredWeight]
+) -> Callable[[Array], Float[Array, "B C"]]:
     """Returns the network as a function of uint8 images, its weights on their grids.
 
     What `Network.__call__` computes, without the rounding of weights at every call.
+
+    Args:
+      network: the network.
+      weights: its own, from `stored`.
     """
-    makers = {path: compact_weight(weight) for path, weight in stored(network).items()}
+    makers = {path: compact_weight(weight) for path, weight in weights.items()}
     flat = flax.traverse_util.flatten_dict(network.params)
     others = {path: nn.meta.unbox(leaf) for path, leaf in flat.items()}
     inputs_alone = _inputs_alone(network)
 
     def predict(images: UInt8[Array, "B H W channels"]) -> Float[Array, "B C"]:
-        weights = {path: make() for path, make in makers.items()}
+        on_grids = {path: make() for path, make in makers.items()}
         return network.classifier.predict(
-            flax.traverse_util.unflatten_dict({**others, **weights}),
+            flax.traverse_util.unflatten_dict({**others, **on_grids}),
             network.model_state,
             images,
             formats=inputs_alone,
