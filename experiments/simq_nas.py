@@ -56,9 +56,9 @@ PRICES = {
 ALWAYS = ("size", "bops")  # priced, whether searched or not
 # May change when a run is continued: how long is searched, and what is taken.
 ADJUSTABLE = (
-    "evaluations", "reference_networks", "point", "accuracy_loss_limit",
-    "accuracy_reference", "size_limit", "latency_limit", "finetune_steps",
-    "finetune_learning_rate",
+    "evaluations", "searched_loss", "reference_networks", "point",
+    "accuracy_loss_limit", "accuracy_reference", "size_limit", "latency_limit",
+    "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 IDLE = {
     "model": "--supernet names the network",
@@ -85,6 +85,13 @@ common.define("integer", "evaluations", 250, "Candidates evaluated, at most.")
 common.define("integer", "population", 50, "Candidates a generation.")
 common.define(
     "bool", "weight_modes", False, "Also choose zero points for weights, site by site."
+)
+common.define(
+    "float",
+    "searched_loss",
+    None,
+    "Candidates are searched for up to this loss of validation accuracy, in points "
+    "against the full network at --accuracy_reference (default: the whole front).",
 )
 common.define(
     "enum",
@@ -312,6 +319,8 @@ def simq_settings() -> simq_nas.SimqSettings:
         searcher=FLAGS.searcher,
         evaluations=FLAGS.evaluations,
         population=FLAGS.population,
+        searched_loss=FLAGS.searched_loss,
+        reference_format=FLAGS.accuracy_reference,
         sensitivity=FLAGS.seed_by_sensitivity,
         seeded_fraction=FLAGS.seeded_fraction,
         sensitivity_features=FLAGS.sensitivity_features,
@@ -349,6 +358,8 @@ def idle_flags() -> list[str]:
         idle |= {n: reason for n in supernet_flags.TRAINING if n not in kept}
     if FLAGS.searcher != "linas":
         idle["sensitivity_features"] = f"--searcher={FLAGS.searcher} has no predictors"
+    if FLAGS.searcher == "random":
+        idle["searched_loss"] = "--searcher=random draws from the whole space"
     if FLAGS.seed_by_sensitivity == "none":
         reason = "--seed_by_sensitivity=none measures nothing"
         idle |= dict.fromkeys(("seeded_fraction", "sensitivity_features"), reason)

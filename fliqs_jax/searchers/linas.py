@@ -9,6 +9,7 @@ networks: candidates are integer vectors, objectives come from the caller's func
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -58,6 +59,7 @@ def search(
     active: Active | None = None,
     initial: Sequence | np.ndarray = (),
     known: tuple[Sequence | np.ndarray, Sequence | np.ndarray] = ((), ()),
+    limits: Mapping[str, float] = MappingProxyType({}),
     log: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     say: Callable[[str], None] = print,
@@ -89,6 +91,9 @@ def search(
       initial: vectors to evaluate first.
       known: vectors and values evaluated before; they come first in the result and do
         not count as evaluations.
+      limits: by name of an objective the largest value that is wanted. The search keeps
+        to candidates within them once it knows any; random search draws as ever. The
+        result holds all the same.
       log: CSV file for every evaluation (columns: see `search_log`). If it exists, the
         search resumes from it; it may have been written with another seed or method.
       batch_size: vectors handed to `evaluate` at once, after which the log is written;
@@ -130,9 +135,11 @@ def search(
 
         def predict(vectors):
             described = describe(vectors)
-            return np.stack([p(described) for p in predictors], axis=1)
+            values = np.stack([p(described) for p in predictors], axis=1)
+            return history.ranked(values)
 
-        best = evolution.survive(history.values, population)
+        values = history.ranked(history.values)
+        best = evolution.survive(values, population)
         parents, seen = history.vectors[best], history.seen()
         share = _PREDICTED * (1.0 - population / len(history.vectors))
         predicted = evolution.evolve(
@@ -148,7 +155,7 @@ def search(
         children = evolution.mate(
             decisions,
             parents,
-            history.values[best],
+            values[best],
             count=_LITTER * lacking,
             seen=seen | set(map(tuple, predicted.tolist())),
             random=history.random,
@@ -167,6 +174,7 @@ def search(
         seed=seed,
         initial=initial,
         known=known,
+        limits=limits,
         log=log,
         batch_size=batch_size,
         say=say,
@@ -195,6 +203,7 @@ def nsga2(
     active: Active | None = None,
     initial: Sequence | np.ndarray = (),
     known: tuple[Sequence | np.ndarray, Sequence | np.ndarray] = ((), ()),
+    limits: Mapping[str, float] = MappingProxyType({}),
     log: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     say: Callable[[str], None] = print,
@@ -206,16 +215,17 @@ def nsga2(
             return history.vectors[:0]
         # Replayed from the record, generation by generation, so a resumed search has
         # the parents that the uninterrupted one has.
+        values = history.ranked(history.values)
         first = max(history.num_known, population)
-        parents = evolution.survive(history.values[:first], population)
+        parents = evolution.survive(values[:first], population)
         for begin in range(first, len(history.vectors), population):
             rows = np.arange(begin, min(begin + population, len(history.vectors)))
             rows = np.concatenate([parents, rows])
-            parents = rows[evolution.survive(history.values[rows], population)]
+            parents = rows[evolution.survive(values[rows], population)]
         return evolution.mate(
             history.decisions,
             history.vectors[parents],
-            history.values[parents],
+            values[parents],
             count=population,
             seen=history.seen(),
             random=history.random,
@@ -232,6 +242,7 @@ def nsga2(
             seed=seed,
             initial=initial,
             known=known,
+            limits=limits,
             log=log,
             batch_size=batch_size,
             say=say,
@@ -250,6 +261,7 @@ def random_search(
     active: Active | None = None,
     initial: Sequence | np.ndarray = (),
     known: tuple[Sequence | np.ndarray, Sequence | np.ndarray] = ((), ()),
+    limits: Mapping[str, float] = MappingProxyType({}),
     log: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     say: Callable[[str], None] = print,
@@ -266,6 +278,7 @@ def random_search(
             seed=seed,
             initial=initial,
             known=known,
+            limits=limits,
             log=log,
             batch_size=batch_size,
             say=say,

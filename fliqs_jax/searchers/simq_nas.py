@@ -66,6 +66,10 @@ class SimqSettings:
     seeded_fraction: float = 0.5  # of the first generation; needs a sensitivity
     sensitivity_features: bool = True  # columns for the predictors of LINAS
     inner_evaluations: int = 20_000  # of the predictors, a generation
+    # Percentage points of validation accuracy that candidates may lose against the full
+    # network at `reference_format` to be searched for; None searches the whole front.
+    searched_loss: float | None = None
+    reference_format: str = "int8"
     weight_modes: bool = False  # also choose asymmetric grids for weights
     ptq: PtqSettings = PtqSettings()
     recalibration_batches: int = 4
@@ -90,6 +94,11 @@ class SimqSettings:
                 raise ValueError(
                     f"{name} must be at least {bound}, got {getattr(self, name)}"
                 )
+        if self.searched_loss is not None and not self.searched_loss >= 0.0:
+            raise ValueError(
+                "searched_loss must be 0 or more percentage points, got"
+                f" {self.searched_loss}"
+            )
         if not 0.0 <= self.seeded_fraction <= 1.0:
             raise ValueError(
                 f"seeded_fraction must be in [0, 1], got {self.seeded_fraction}"
@@ -200,16 +209,15 @@ def search_front(
         table = _sensitivities(narrow, state, dataset, images, folder, settings, say)
         clock.lap("sensitivity")
     guided = _guided(narrow, table, prices[own[0]], settings)
+    judge = _Judge(evaluator, dataset, prices, folder)
+    guided["limits"] = _limits(judge, settings)
     result = _searched(narrow, evaluator, guided, clock, folder, seed, settings, say)
-    judge = _Judge(evaluator, dataset, prices, folder, result)
+    judge.known = (result.vectors, result.values)
     front = result.vectors[result.front]
     say(f"judging the {len(front)} points of the front on the test split")
     points = sorted(judge(front), key=lambda p: p.prices[own[0]])
     say("judging uniform formats on it, of the full network and of the front's")
-    full = {
-        name: judge(uniform_vectors(wide, narrow.net.full, [option]))[0]
-        for option, name in enumerate(wide.space.option_names)
-    }
+    full = {name: judge(_uniform(wide, name))[0] for name in wide.space.option_names}
     subnetworks = _uniform_subnetworks(judge, wide, narrow, points, settings)
     clock.lap("judging")
     reference = _worst(full, narrow, own, dataset)
@@ -238,6 +246,21 @@ def _guided(space, table, cost, settings) -> dict[str, Any]:
         if table is not None and settings.sensitivity_features:
             told["features"] = sensitivity_features(space, table)
     return told
+
+
+def _uniform(space, name) -> Int[np.ndarray, "1 D"]:
+    """The full network at one format."""
+    return uniform_vectors(
+        space, space.net.full, [space.space.option_names.index(name)]
+    )
+
+
+def _limits(judge, settings) -> dict[str, float]:
+    """The largest error that is searched for, if one is asked for."""
+    if settings.searched_loss is None:
+        return {}
+    reference = judge.validation(_uniform(judge.space, settings.reference_format))
+    return {"error": float(reference[0, 0] + settings.searched_loss / 100.0)}
 
 
 def _searched(space, evaluator, guided, clock, folder, seed, settings, say):
@@ -304,16 +327,16 @@ def _first_vectors(space, table, cost, settings) -> Int[np.ndarray, "N D"]:
 class _Judge:
     """Points of vectors, on both splits; what was evaluated before is not again."""
 
-    def __init__(self, evaluator, dataset, prices, folder, result):
+    def __init__(self, evaluator, dataset, prices, folder):
         space = evaluator.space
         decisions = Decisions(space.counts, space.active)
-        self._space, self._prices = space, prices
-        self._validation = functools.partial(
+        self.space, self._prices = space, prices
+        self.known = None  # vectors and validation values found elsewhere
+        self._references = functools.partial(
             SearchLog(
                 folder / "references.csv", decisions, evaluator.objectives
             ).evaluated,
             evaluate=evaluator,
-            known=(result.vectors, result.values),
             batch_size=evaluator.chunk_size,
         )
         self._test = functools.partial(
@@ -324,8 +347,12 @@ class _Judge:
             batch_size=evaluator.chunk_size,
         )
 
+    def validation(self, vectors: np.ndarray) -> Float[np.ndarray, "N M"]:
+        """Returns the objectives by the validation split."""
+        return self._references(vectors, known=self.known)
+
     def __call__(self, vectors: np.ndarray) -> list[Point]:
-        validation, test = self._validation(vectors), self._test(vectors)
+        validation, test = self.validation(vectors), self._test(vectors)
         return [
             Point(
                 vector=vector,
@@ -337,8 +364,8 @@ class _Judge:
         ]
 
     def _priced(self, vector) -> dict[str, float]:
-        sites = subnetwork_sites(self._space.net, self._space.split(vector).choice)
-        policy = self._space.policy(vector)
+        sites = subnetwork_sites(self.space.net, self.space.split(vector).choice)
+        policy = self.space.policy(vector)
         return {
             name: float(policy_cost(cost, sites, policy))
             for name, cost in self._prices.items()

@@ -64,6 +64,7 @@ TINY = (
         (["--finetune_steps=-1"], "--finetune_steps must not be negative, got -1"),
         (["--finetune_learning_rate=0"], "must be positive, got 0"),
         (["--subnetworks=0"], "subnetworks must be at least 1, got 0"),
+        (["--searched_loss=-1"], "searched_loss must be 0 or more percentage points"),
         (["--population=1"], "population must be at least 2, got 1"),
         (["--seeded_fraction=2"], "seeded_fraction must be in \\[0, 1\\], got 2"),
         (["--calibration_batches=0"], "batches must be at least 1, got 0"),
@@ -80,14 +81,15 @@ def test_flags_without_effect_are_noted():
     with flagsaver.flagsaver():
         absl_flags.FLAGS.unparse_flags()
         given = ["--model=resnet20", "--cost=size", "--finetune_learning_rate=0.1"]
-        given += ["--searcher=nsga2", "--sensitivity_features"]
+        given += ["--searcher=random", "--sensitivity_features", "--searched_loss=1"]
         absl_flags.FLAGS(["launcher", *given, "--supernet_from=there", "--steps=5"])
         notes = simq_nas.idle_flags()
     for name in (
-        "model", "cost", "finetune_learning_rate", "sensitivity_features", "steps",
+        "model", "cost", "finetune_learning_rate", "sensitivity_features",
+        "searched_loss", "steps",
     ):  # fmt: skip
         assert any(note.startswith(f"note: --{name} has no effect") for note in notes)
-    assert len(notes) == 5
+    assert len(notes) == 6
 
 
 def weights_file(folder, widths):
@@ -259,7 +261,7 @@ def test_finished_run_takes_other_points_searches_on_and_trains_on(
     quantized = found["accuracy_quantized"]
     assert evaluated_again(own, capsys) == pytest.approx(quantized)
 
-    launch(simq_nas, *run, "--evaluations=24")
+    launch(simq_nas, *run, "--evaluations=24", "--searched_loss=30")
     longer = summary_of(folder)
     assert longer["evaluations"] == 24
     assert len(evaluated["seen"]) == len(set(evaluated["seen"]))

@@ -115,6 +115,36 @@ def test_dead_decisions_are_zero_and_their_duplicates_recognised(method):
     assert not result.vectors[result.vectors[:, 0] == 0].any()
 
 
+@pytest.mark.parametrize("method", ["linas", "nsga2"])
+def test_search_keeps_to_limits_and_finds_cheaper_points_within_them(method):
+    """The mean over seeds of the least cost at a quality, with a limit and without."""
+    limit, least, within = -16.0, {}, {}
+    for limits in ({}, {"error": limit}):
+        runs = [
+            METHODS[method](
+                [3] * 20,
+                evaluate,
+                NAMES,
+                evaluations=96,
+                population=12,
+                seed=seed,
+                limits=limits,
+            )
+            for seed in range(5)
+        ]
+        values = np.stack([run.values for run in runs])
+        kept = values[..., 0] <= limit
+        within[bool(limits)] = kept[:, 48:].mean()  # of the second half
+        least[bool(limits)] = np.where(kept, values[..., 1], np.inf).min(axis=1).mean()
+    assert within[True] > within[False] + 0.3
+    assert least[True] < least[False]
+
+
+def test_limit_of_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="limits must be numbers by name"):
+        linas.search([2, 2], evaluate, NAMES, limits={"speed": 1.0})
+
+
 def test_initial_vectors_come_first_and_known_ones_are_not_evaluated():
     known = np.eye(20, dtype=int)[:12]
     initial = [[2] * 20, known[0].tolist(), [1] * 20]

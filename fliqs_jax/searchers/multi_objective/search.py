@@ -7,12 +7,13 @@ search proposes what the uninterrupted one would have.
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from fliqs_jax.searchers.multi_objective.decisions import Decisions, select_new
+from fliqs_jax.searchers.multi_objective.limits import behind, limit_array
 from fliqs_jax.searchers.multi_objective.log import SearchLog
 from fliqs_jax.searchers.multi_objective.pareto import front
 
@@ -43,9 +44,14 @@ class History:
     decisions: Decisions
     vectors: Int[np.ndarray, "N D"]
     values: Float[np.ndarray, "N M"]
+    limits: Float[np.ndarray, "M"]
     num_known: int  # leading rows that belong to no generation
     population: int  # rows of every generation
     random: np.random.Generator
+
+    def ranked(self, values: Float[np.ndarray, "K M"]) -> Float[np.ndarray, "K M"]:
+        """Returns values, of any candidates, as selection is to see them."""
+        return behind(values, self.limits, self.values)
 
     def seen(self) -> set[tuple[int, ...]]:
         """Returns the vectors as tuples."""
@@ -69,6 +75,7 @@ class Run:
     seed: int
     initial: Sequence | np.ndarray
     known: tuple[Sequence | np.ndarray, Sequence | np.ndarray]
+    limits: Mapping[str, float]
     log: str | os.PathLike[str] | None
     batch_size: int | None
     say: Callable[[str], None]
@@ -96,6 +103,7 @@ def run_search(propose: Propose, run: Run) -> ParetoResult:
       ValueError: as `linas.search`.
     """
     decisions, population = run.decisions, run.population
+    limits = limit_array(run.limits, run.objectives)
     initial = decisions.canonical(decisions.check(run.initial, role="initial"))
     log = run.log and SearchLog(run.log, decisions, run.objectives)
     vectors, values, num_known = _past(run, log)
@@ -110,6 +118,7 @@ def run_search(propose: Propose, run: Run) -> ParetoResult:
             decisions=decisions,
             vectors=vectors[:before],
             values=values[:before],
+            limits=limits,
             num_known=num_known,
             population=population,
             random=np.random.default_rng([run.seed, generation]),
