@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--candidates", type=int, default=64)
     parser.add_argument("--sample", type=int, default=6, help="compiled one by one")
     parser.add_argument("--images", type=int, default=1000, help="evaluated on")
-    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--batch_size", type=int, default=128)
     options = parser.parse_args()
     random = np.random.default_rng(0)
     net = create_supernet(options.supernet)
@@ -123,8 +123,9 @@ def one_by_itself(space, state, dataset, vector, ptq, batch_size) -> float:
     model, small = extract(space.net, state.variables, parts.choice)
     own = TrainedState(small.pop("params"), small)
     classifier = Classifier.of(QuantizedModel(model, sites=sites), dataset)
-    evaluator = Evaluator(
-        classifier, dataset, batch_size=batch_size, recalibration_batches=4
+    first, last = (
+        Evaluator(classifier, dataset, batch_size=batch_size, recalibration_batches=n)
+        for n in (ptq.batches, 4)
     )
     formats = space.policy(vector).formats(sites)
 
@@ -148,14 +149,14 @@ def one_by_itself(space, state, dataset, vector, ptq, batch_size) -> float:
         )
         return weights, static_input_formats(samples, formats.activation, ptq)
 
-    own = evaluator.recalibrated(own, None)
+    own = first.recalibrated(own, None)
     source = batches(dataset.train, batch_size=batch_size, seed=0)
     seen = [
         observe(own.variables, source.batch(n)["image"]) for n in range(ptq.batches)
     ]
     weights, static = quantize(own.params, InputSamples.of(seen))
-    own = evaluator.recalibrated(own.replace(params=weights), static)
-    return evaluator.validate(own, static)["accuracy"]
+    own = last.recalibrated(own.replace(params=weights), static)
+    return last.validate(own, static)["accuracy"]
 
 
 if __name__ == "__main__":

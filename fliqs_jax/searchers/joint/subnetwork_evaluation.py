@@ -56,8 +56,8 @@ class PopulationEvaluator:
       ptq: how candidates are quantized.
       batch_size: of all passes.
       recalibration_batches: training batches for batch statistics; 0 keeps the state's.
-      recalibrate_quantized: once more with the candidate quantized, which mends what
-        few bits do to the statistics and doubles their cost.
+      recalibrate_quantized: with the candidate quantized, which mends what few bits do
+        to the statistics; before, for the ranges, with as many batches as these see.
       per_device: candidates on a device at a time; None is 1 on CPU, 4 elsewhere.
       cache_size: architectures whose statistics and inputs are remembered.
 
@@ -198,7 +198,9 @@ class PopulationEvaluator:
             "quantize", (masked, choice, options, symmetric, samples)
         )
         if self._recalibrate_quantized:
-            model_state = self._statistics(weights, formats, model_state)
+            model_state = self._statistics(
+                weights, formats, model_state, self._recalibration_batches
+            )
         return weights, formats, model_state
 
     def _canonical(self, vectors):
@@ -225,7 +227,11 @@ class PopulationEvaluator:
                     self._state.model_state,
                 )
             )
-            model_state = self._statistics(masked, formats, own)
+            # Where statistics are computed anew later, these only serve the ranges.
+            count = self._recalibration_batches
+            if self._recalibrate_quantized:
+                count = min(count, self._ptq.batches)
+            model_state = self._statistics(masked, formats, own, count)
             seen = [
                 self._run("observe", (masked, model_state), batch)
                 for batch in self._training_batches(self._ptq.batches)
@@ -240,15 +246,15 @@ class PopulationEvaluator:
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *kept)
         return masked, *self._spread(stacked)
 
-    def _statistics(self, weights, formats, model_state):
+    def _statistics(self, weights, formats, model_state, count):
         """Returns batch statistics of a chunk's candidates on training batches."""
-        if not self._recalibration_batches:
+        if not count or not jax.tree.leaves(model_state):
             return model_state
 
         def update(state, batch):
             return self._run("update", (weights, formats, state), batch)
 
-        training = list(self._training_batches(self._recalibration_batches))
+        training = list(self._training_batches(count))
         if self._momentum is None:  # the same for all candidates
             self._momentum = read_momentum(update, model_state, training[0])
         return recalibrate(update, model_state, training, momentum=self._momentum)
