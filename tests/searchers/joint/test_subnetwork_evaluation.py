@@ -73,9 +73,12 @@ def alone(space, state, data, vector):
     parts = space.split(vector)
     model, small = supernets.extract(space.net, state.variables, parts.choice)
     classifier = classifier_of(model, data)
-    evaluator = Evaluator(classifier, data, batch_size=64, recalibration_batches=3)
+    for_ranges, evaluator = (
+        Evaluator(classifier, data, batch_size=64, recalibration_batches=count)
+        for count in (PTQ.batches, 3)
+    )
     own = TrainedState(small["params"], {"batch_stats": small["batch_stats"]})
-    own = evaluator.recalibrated(own, None)
+    own = for_ranges.recalibrated(own, None)
     images = batches(data.train, batch_size=64, seed=2**31 - 1)
     seen = [
         classifier.quantized.observe(
