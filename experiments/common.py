@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -208,27 +208,43 @@ def define_start_flags() -> None:
     )
 
 
-def run_config(*, adjustable: Collection[str] = ()) -> dict[str, Any]:
+def say_idle(idle: Mapping[str, str]) -> None:
+    """Notes the flags given that change nothing in this run.
+
+    Notes, not errors: one preset serves several launchers and methods.
+
+    Args:
+      idle: why a flag has no effect, by its name.
+    """
+    for name, reason in idle.items():
+        if FLAGS[name].present:
+            say(f"note: --{name} has no effect: {reason}")
+
+
+def run_config(
+    *, adjustable: Collection[str] = (), idle: Collection[str] = ()
+) -> dict[str, Any]:
     """Returns what the flags say: what a run computes, and how it is run.
 
     Args:
       adjustable: flags that change the result, and yet may change when the run is
         continued: they are under a name of their own.
+      idle: flags that have no effect; they are left out.
     """
-    values = {name: FLAGS[name].value for name in _OURS}
+    values = {name: FLAGS[name].value for name in _OURS if name not in idle}
     by_name = ":" not in FLAGS.model
     apart = (*SESSION, *adjustable)
     return {
         "model": FLAGS.model,
         "cost": FLAGS.cost,
-        "flags": {name: values[name] for name in _OURS if name not in apart},
+        "flags": {name: x for name, x in values.items() if name not in apart},
         **(
             {"adjustable": {name: values[name] for name in adjustable}}
             if adjustable
             else {}
         ),
         "session": {
-            **{name: values[name] for name in _OURS if name in SESSION},
+            **{name: x for name, x in values.items() if name in SESSION},
             "command": ["python", "-m", f"experiments.{_launcher()}", *sys.argv[1:]],
         },
         "network": {

@@ -143,8 +143,8 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Turns the flags into objects, searches, trains what was found."""
-    for note in idle_flags():
-        print(note)
+    idle = idle_flags()
+    common.say_idle(idle)
     space, settings = cells.CELL_SPACES[FLAGS.space], cell_settings()
     if FLAGS.signal == "training_free" and space is not cells.NASBENCH201:
         raise ValueError(
@@ -168,7 +168,7 @@ def run() -> None:
         "options": list(space.operations),
         "stage_formats": list(FLAGS.stage_formats),
         "limits": {limit.name: limit.bound for limit in limits},
-        **common.run_config(),
+        **common.run_config(idle=idle),
         "model": space.name,
         "network": None,
         **table_identity(),
@@ -368,8 +368,8 @@ def cell_settings() -> CellSearchSettings:
     )
 
 
-def idle_flags() -> list[str]:
-    """Returns a note for each flag given that changes nothing in this run."""
+def idle_flags() -> dict[str, str]:
+    """Returns the flags that change nothing in this run, and why."""
     idle = dict(IDLE)
     trained = ("order", "draw_temperature", "warmup_fraction", "look_up_graph")
     moved = ("architecture_learning_rate", "entropy_weight", "multiplier_rate")
@@ -385,11 +385,7 @@ def idle_flags() -> list[str]:
         idle["size_format"] = "--stage_formats say what weights are stored in"
     reason = f"--signal={FLAGS.signal} knows none"
     idle |= dict.fromkeys(without[FLAGS.signal], reason)
-    return [
-        f"note: --{name} has no effect: {reason}"
-        for name, reason in idle.items()
-        if FLAGS[name].present
-    ]
+    return idle
 
 
 if __name__ == "__main__":

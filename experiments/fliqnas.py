@@ -58,15 +58,18 @@ def run() -> None:
     settings = one_shot_flags.search_settings(FLIQNAS)
     both = FLAGS.policy is not None and FLAGS.architecture is not None
     given = "--architecture with --policy" if both else None
-    notes = one_shot_flags.idle_flags(settings, given=given)
-    for note in [*notes, *idle_flags()]:
-        common.say(note)
+    idle = {**one_shot_flags.idle_flags(settings, given=given), **IDLE}
+    common.say_idle(idle)
     dataset = common.dataset()
     net, made_by = subnetwork_flags.supernet(dataset)
     architecture = subnetwork_flags.architecture(net, FLAGS.architecture)
     space, policy = formats_and_policy(net, architecture)
     variables, record = common.initial_variables()
-    config = {**common.run_config(), **record, "model": FLAGS.supernet}
+    config = {
+        **common.run_config(idle=idle),
+        **record,
+        "model": FLAGS.supernet,
+    }
     config["network"] = {"supernet": FLAGS.supernet}
     search_network(
         JointSpace(net, space),
@@ -131,15 +134,6 @@ def completed(policy: fq.Policy, net: SuperNetwork, architecture) -> fq.Policy:
         policy.check(subnetwork_sites(net, architecture))
     idle = (FLAGS.formats[0], FLAGS.formats[0])
     return fq.Policy({site.path: own.get(site.path, idle) for site in net.sites})
-
-
-def idle_flags() -> list[str]:
-    """Returns a note for each common flag given that changes nothing here."""
-    return [
-        f"note: --{name} has no effect: {reason}"
-        for name, reason in IDLE.items()
-        if FLAGS[name].present
-    ]
 
 
 if __name__ == "__main__":

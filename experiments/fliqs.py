@@ -8,6 +8,8 @@ instead of searching; with --init_from the weights start from a checkpoint. Writ
 policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 """
 
+from collections.abc import Collection
+
 import flax.linen as nn
 from absl import app, flags
 from flax import nnx
@@ -43,8 +45,8 @@ def run() -> None:
     common.job_settings()  # a mistake there shows before data is read
     settings = fliqs_settings()
     given = None if FLAGS.policy is None else "--policy"
-    for note in one_shot_flags.idle_flags(settings, given=given):
-        common.say(note)
+    idle = one_shot_flags.idle_flags(settings, given=given)
+    common.say_idle(idle)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     space, policy = search_flags.space_and_policy(
@@ -53,7 +55,7 @@ def run() -> None:
         common.site_cost(per_channel=settings.per_channel),
         attention_products=FLAGS.attention_products,
     )
-    train(model, dataset, space, workdir=FLAGS.workdir, policy=policy)
+    train(model, dataset, space, workdir=FLAGS.workdir, policy=policy, idle=idle)
 
 
 def train(
@@ -63,6 +65,7 @@ def train(
     *,
     workdir: str,
     policy: fq.Policy | None,
+    idle: Collection[str] = (),
 ) -> None:
     """Searches, or trains at a policy, as the flags say."""
     settings = fliqs_settings()
@@ -82,7 +85,7 @@ def train(
         policy=policy,
         variables=variables,
         skip_variables=FLAGS.init_skip,
-        config={**common.run_config(), **record},
+        config={**common.run_config(idle=idle), **record},
     )
 
 

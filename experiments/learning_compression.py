@@ -108,9 +108,9 @@ def run() -> None:
     job, settings = common.job_settings(), compression_settings()
     settings.l_steps(job.steps)  # a mistake there shows before data is read
     c_step = codebook()
-    for note in idle_flags():
-        common.say(note)
-    config = common.run_config()
+    idle = idle_flags()
+    common.say_idle(idle)
+    config = common.run_config(idle=idle)
     if FLAGS.init_from is not None:
         variables, record = common.initial_variables()
         config |= record or {"initial_variables": describe_variables(variables)}
@@ -158,19 +158,15 @@ def codebook():
     return parse_codebook("kmeans", 2)  # K is replaced
 
 
-def idle_flags() -> list[str]:
-    """Returns a note for each flag given that changes nothing in this run."""
+def idle_flags() -> dict[str, str]:
+    """Returns the flags that change nothing in this run, and why."""
     idle = dict(IDLE)
     if FLAGS.init_from is not None:
         reason = "--init_from gives the reference"
         idle |= dict.fromkeys(("reference_steps", "reference_learning_rate"), reason)
     if not VARIANTS[FLAGS.method].penalty:
         idle |= dict.fromkeys(("mu", "mu_growth"), f"{FLAGS.method} has no penalty")
-    return [
-        f"note: --{name} has no effect: {reason}"
-        for name, reason in idle.items()
-        if FLAGS[name].present
-    ]
+    return idle
 
 
 def train_reference(

@@ -119,8 +119,8 @@ def search_settings(base: FliqsSettings) -> FliqsSettings:
     return dataclasses.replace(base, **given)
 
 
-def idle_flags(settings: FliqsSettings, *, given: str | None) -> list[str]:
-    """Returns a note for each flag given that changes nothing in this run.
+def idle_flags(settings: FliqsSettings, *, given: str | None) -> dict[str, str]:
+    """Returns the flags that change nothing in this run, and why.
 
     Notes, not errors: `compare` runs one preset with and without a fixed policy.
 
@@ -133,11 +133,7 @@ def idle_flags(settings: FliqsSettings, *, given: str | None) -> list[str]:
         idle = dict.fromkeys(SEARCH_FLAGS, f"{given} leaves nothing to search")
     if settings.dynamic_scales:
         idle["calibrate_every"] = "absmax scales need no calibration"
-    return [
-        f"note: --{name} has no effect: {reason}"
-        for name, reason in idle.items()
-        if FLAGS[name].present
-    ]
+    return idle
 
 
 def controller_recipe() -> Recipe:

@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Turns the flags into objects and searches."""
     job, settings = common.job_settings(), qbitopt_settings()
-    for note in idle_flags():
-        common.say(note)
+    idle = idle_flags()
+    common.say_idle(idle)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     cost = common.site_cost(per_channel=settings.per_channel)
@@ -77,7 +77,7 @@ def run() -> None:
         policy=policy,
         variables=variables,
         skip_variables=FLAGS.init_skip,
-        config={**common.run_config(), **record},
+        config={**common.run_config(idle=idle), **record},
     )
 
 
@@ -88,15 +88,11 @@ def qbitopt_settings() -> QBitOptSettings:
     return QBitOptSettings(**{k: v for k, v in given.items() if v is not None})
 
 
-def idle_flags() -> list[str]:
-    """Returns a note for each flag given that changes nothing in this run."""
+def idle_flags() -> dict[str, str]:
+    """Returns the flags that change nothing in this run, and why."""
     if FLAGS.policy is None:
-        return []
-    return [
-        f"note: --{name} has no effect: --policy leaves nothing to re-allocate"
-        for name in SEARCH_FLAGS
-        if FLAGS[name].present
-    ]
+        return {}
+    return dict.fromkeys(SEARCH_FLAGS, "--policy leaves nothing to re-allocate")
 
 
 if __name__ == "__main__":

@@ -150,8 +150,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Turns the flags into objects, trains, searches, takes a point."""
-    for note in idle_flags():
-        print(note)
+    common.say_idle(idle_flags())
     settings, selection = simq_settings(), point_selection()
     prices, objectives = site_prices(), objective_names()
     # Mistakes there show before data is read.
@@ -162,7 +161,7 @@ def run() -> None:
     spaces = joint_spaces(net, dataset, settings, selection)
     check_reachable(spaces[0], prices, selection.limits)
     state = supernet_flags.given_supernet(net)
-    shared = run_config(adjustable=ADJUSTABLE)
+    shared = common.run_config(adjustable=ADJUSTABLE, idle=IDLE)
     config = {
         "method": "simq_nas",
         "dataset": dataset.name,
@@ -226,13 +225,6 @@ def finished(folder: pathlib.Path, adjustable: dict[str, Any]) -> bool:
     return file.exists() and read_json(file).get("adjustable") == adjustable
 
 
-def run_config(**how: Any) -> dict[str, Any]:
-    """Returns what the flags say, those without a meaning here left out."""
-    shared = common.run_config(**how)
-    kept = {name: x for name, x in shared["flags"].items() if name not in IDLE}
-    return {**shared, "flags": kept}
-
-
 def initial_variables() -> dict[str, Any]:
     """Returns what tells the weights of --init_from, as the super-network has it."""
     variables, record = common.initial_variables(f"{FLAGS.workdir}/supernet")
@@ -244,10 +236,9 @@ def initial_variables() -> dict[str, Any]:
 
 def point_config() -> dict[str, Any]:
     """Returns what the folders of super-network and points record of the flags."""
-    shared = run_config()
-    own = {name: x for name, x in shared["flags"].items() if name not in ADJUSTABLE}
+    shared = common.run_config(idle=(*IDLE, *ADJUSTABLE))
     return {
-        "flags": own,
+        "flags": shared["flags"],
         "session": shared["session"],
         "model": FLAGS.supernet,
         "network": supernet_flags.network_config(),
@@ -349,8 +340,8 @@ def point_selection() -> Selection:
     )
 
 
-def idle_flags() -> list[str]:
-    """Returns a note for each flag given that changes nothing in this run."""
+def idle_flags() -> dict[str, str]:
+    """Returns the flags that change nothing in this run, and why."""
     idle = dict(IDLE)
     if FLAGS.supernet_from is not None:
         kept = ("mapping", "log_every") if FLAGS.finetune_steps else ()
@@ -365,11 +356,7 @@ def idle_flags() -> list[str]:
         idle |= dict.fromkeys(("seeded_fraction", "sensitivity_features"), reason)
     if not FLAGS.finetune_steps:
         idle["finetune_learning_rate"] = "--finetune_steps=0 trains nothing"
-    return [
-        f"note: --{name} has no effect: {reason}"
-        for name, reason in idle.items()
-        if FLAGS[name].present
-    ]
+    return idle
 
 
 if __name__ == "__main__":

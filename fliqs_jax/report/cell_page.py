@@ -97,7 +97,7 @@ def _cell(summary: dict[str, Any]) -> str:
         "cell",
         "The cell as a graph",
         "A node is the sum of the arrows into it. Edges without an operation are left "
-        "out.",
+        "out; dashed ones are on no path from an input to the output.",
     )
     code = f"<pre><code>{escape(summary['genotype'])}</code></pre>"
     return section_html("cell", "The cell", plot, code)

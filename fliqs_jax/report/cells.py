@@ -3,7 +3,7 @@
 Each function takes plain values or a Run, and returns a figure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,9 @@ _SHORT = {
 def draw_cell(cells: Mapping[str, Edges]) -> "matplotlib.figure.Figure":
     """Draws each kind of cell as a graph from left to right; `none` is left out.
 
+    Operations on no path from an input to the output are grey and dashed: they have
+    parameters, but no effect.
+
     Args:
       cells: by kind, the edges that do something. A cell of one kind ends in its last
         node; where there are several (DARTS) nodes 0 and 1 are inputs and an output
@@ -42,12 +45,18 @@ def draw_cell(cells: Mapping[str, Edges]) -> "matplotlib.figure.Figure":
             kind, "Reduction cell"
         )
         style.dress(axes, title=title, xlabel="", ylabel="", grid="")
-        for source, target, operation in sorted(edges):
+        outputs = sorted(set(places) - {0, 1, max(places)}) if joined else []
+        joins = [(node, max(places), "") for node in outputs]
+        live = live_edges([*edges, *joins], inputs=range(1 + joined))
+        for edge in sorted(edges):
+            source, target, operation = edge
             text, colour = _SHORT.get(operation, (operation, style.PURPLE))
-            _arrow(axes, places[source], places[target], colour, text)
-        if joined:
-            for node in sorted(set(places) - {0, 1, max(places)}):
-                _arrow(axes, places[node], places[max(places)], style.GRID, "")
+            look = {"colour": colour}
+            if edge not in live:
+                look = {"colour": style.SHADE, "line": "--"}
+            _arrow(axes, places[source], places[target], text, **look)
+        for source, target, text in joins:
+            _arrow(axes, places[source], places[target], text, colour=style.GRID)
         for node, (x, y) in places.items():
             axes.text(
                 x, y, names[node], ha="center", va="center", color=style.INK,
@@ -82,7 +91,7 @@ def _darts_places(edges: Edges):
     return places, names
 
 
-def _arrow(axes, start, end, colour: str, text: str) -> None:
+def _arrow(axes, start, end, text: str, *, colour: str, line: str = "-") -> None:
     """A curve that leaves the middle line free, its text a third of the way."""
     start, end = np.array(start), np.array(end)
     reach = end[0] - start[0]
@@ -96,7 +105,7 @@ def _arrow(axes, start, end, colour: str, text: str) -> None:
         (np.abs(curve - node) > (0.24, 0.2)).any(axis=1) for node in (start, end)
     ]
     curve = curve[outside[0] & outside[1]]
-    axes.plot(*curve.T, color=colour, linewidth=1.5, zorder=2)
+    axes.plot(*curve.T, color=colour, linestyle=line, linewidth=1.5, zorder=2)
     axes.annotate(
         "", curve[-1], curve[-6], zorder=3,
         arrowprops={"arrowstyle": "-|>", "color": colour, "mutation_scale": 11,
@@ -109,6 +118,30 @@ def _arrow(axes, start, end, colour: str, text: str) -> None:
             bbox={"boxstyle": "round,pad=0.15", "facecolor": "#ffffff",
                   "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
+
+
+def live_edges(edges: Edges, *, inputs: Iterable[int]) -> set[tuple[int, int, str]]:
+    """Returns the edges on a path from an input to the last node.
+
+    Args:
+      edges: from lower to higher nodes.
+      inputs: nodes that have a value without any edge.
+
+    Example:
+      >>> edges = [(0, 1, "conv"), (1, 3, "skip"), (2, 3, "conv")]
+      >>> sorted(live_edges(edges, inputs=[0]))  # nothing reaches node 2
+      [(0, 1, 'conv'), (1, 3, 'skip')]
+    """
+    if not edges:
+        return set()
+    reached, needed = set(inputs), {max(target for _, target, _ in edges)}
+    for source, target, _ in sorted(edges):
+        if source in reached:
+            reached.add(target)
+    for source, target, _ in sorted(edges, key=lambda edge: -edge[1]):
+        if target in needed:
+            needed.add(source)
+    return {edge for edge in edges if edge[0] in reached and edge[1] in needed}
 
 
 def short_name(operation: str) -> str:

@@ -1,5 +1,6 @@
 """The skeleton, the head and the looks of every report page."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -138,7 +139,8 @@ def opening(
       lead: what it means; None is nothing.
       tiles: the key numbers.
     """
-    parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{escape(title)}</h1>"]
+    unbroken = re.sub(r"(\d) (%|[kMG]\b)", "\\1\N{NO-BREAK SPACE}\\2", title)
+    parts = [f'<p class="kicker">{escape(kicker)}</p>', f"<h1>{escape(unbroken)}</h1>"]
     if lead is not None:
         parts.append(f'<p class="lead">{escape(lead)}</p>')
     if tiles:

@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import evaluate, simq_nas
+from experiments import common, evaluate, simq_nas
 from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
 from fliqs_jax.searchers.runs import supernet_training
 
@@ -77,13 +77,14 @@ def test_mistakes_are_refused_before_anything_is_compiled(tmp_path, flags, messa
     assert not (tmp_path / "run" / "supernet" / "checkpoints").exists()
 
 
-def test_flags_without_effect_are_noted():
+def test_flags_without_effect_are_noted(capsys):
     with flagsaver.flagsaver():
         absl_flags.FLAGS.unparse_flags()
         given = ["--model=resnet20", "--cost=size", "--finetune_learning_rate=0.1"]
         given += ["--searcher=random", "--sensitivity_features", "--searched_loss=1"]
         absl_flags.FLAGS(["launcher", *given, "--supernet_from=there", "--steps=5"])
-        notes = simq_nas.idle_flags()
+        common.say_idle(simq_nas.idle_flags())
+    notes = capsys.readouterr().out.splitlines()
     for name in (
         "model", "cost", "finetune_learning_rate", "sensitivity_features",
         "searched_loss", "steps",
