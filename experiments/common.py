@@ -4,10 +4,8 @@ The only place, with the launchers themselves, where text becomes objects.
 """
 
 import dataclasses
-import hashlib
 import importlib
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +17,7 @@ from absl import flags, logging
 from flax import nnx
 
 import fliqs_jax as fq
+from experiments import cost_flags
 from fliqs_jax import costs
 from fliqs_jax.data import Dataset, load_dataset
 from fliqs_jax.train import processes
@@ -49,7 +48,6 @@ CPU_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "1000000000",
 }
 
-_DEVICE = "cpu_2_cores"  # of --cost=latency, unless flags name another
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 
@@ -94,7 +92,7 @@ def define_common_flags(*, steps: int) -> None:
         "device",
         None,
         f"For --cost=latency, by data sheet: {', '.join(costs.DEVICES)} "
-        f"(default: {_DEVICE}).",
+        f"(default: {cost_flags.DEVICE}).",
     )
     define(
         "string",
@@ -251,78 +249,12 @@ def run_config(
             "name": FLAGS.model if by_name else None,
             "options": model_options(),
         },
-        **_table_identity(),
+        **cost_flags.table_identity(),
     }
-
-
-def _table_identity() -> dict[str, str]:
-    """What tells that a latency table is no longer the one a run was started with."""
-    if FLAGS.latency_table is None:
-        return {}
-    content = pathlib.Path(FLAGS.latency_table).read_bytes()
-    return {"latency_table_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _launcher() -> str:
     return sys.argv[0].rpartition("/")[2].removesuffix(".py")
-
-
-def site_cost(*, per_channel: bool = True) -> costs.SiteCost:
-    """Returns the price of a site that --cost names.
-
-    Args:
-      per_channel: whether each output channel of the weights has a scale of its own,
-        which a size counts.
-    """
-    if FLAGS.cost != "latency":
-        refuse_latency_flags(f"--cost={FLAGS.cost}", cure="--cost=latency")
-    return named_cost(FLAGS.cost, per_channel=per_channel)
-
-
-def named_cost(name: str, *, per_channel: bool = True) -> costs.SiteCost:
-    """Returns the price of a site by the name that --cost would have.
-
-    Args:
-      name: one of the values of --cost; a latency is that of the flags.
-      per_channel: as in `site_cost`.
-    """
-    if name == "latency":
-        return _latency()
-    if name == "size":
-        return costs.make_site_storage(per_channel=per_channel)
-    return {
-        "bops": costs.site_bops,
-        "activation_size": costs.site_activation_size,
-        "mean_bits": costs.site_mean_bits,
-    }[name]
-
-
-def refuse_latency_flags(where: str, *, cure: str) -> None:
-    """Refuses flags about a latency in a run that has none."""
-    for name in ("device", "latency_table", "latency_batch_size"):
-        if FLAGS[name].value is not None:
-            raise ValueError(
-                f"--{name} has no meaning for {where}: drop it, or add {cure}"
-            )
-
-
-def _latency() -> costs.SiteCost:
-    batch_size = FLAGS.latency_batch_size
-    if FLAGS.latency_table is not None:
-        if FLAGS.device is not None:
-            raise ValueError(
-                "--device and --latency_table exclude each other: give the data sheet "
-                "of a device or latencies measured on one"
-            )
-        table = costs.LatencyTable.load(FLAGS.latency_table)
-        return costs.make_table_latency(table, batch_size=batch_size)
-    device = _DEVICE if FLAGS.device is None else FLAGS.device
-    if device not in costs.DEVICES:
-        names = ", ".join(costs.DEVICES)
-        raise ValueError(f"--device={device}: use one of {names}")
-    return costs.make_site_latency(
-        costs.DEVICES[device], batch_size=1 if batch_size is None else batch_size
-    )
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

@@ -19,7 +19,13 @@ architecture.json, summary.json, metrics.jsonl, report.html, checkpoints/ and ne
 from absl import app, flags
 
 import fliqs_jax as fq
-from experiments import common, one_shot_flags, search_flags, subnetwork_flags
+from experiments import (
+    common,
+    cost_flags,
+    one_shot_flags,
+    search_flags,
+    subnetwork_flags,
+)
 from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
 from fliqs_jax.searchers.in_training.settings import FLIQNAS
 from fliqs_jax.searchers.joint.space import JointSpace
@@ -77,7 +83,7 @@ def run() -> None:
         workdir=FLAGS.workdir,
         cost_target=FLAGS.cost_target,
         job=job,
-        cost=common.site_cost(per_channel=settings.per_channel),
+        cost=cost_flags.site_cost(per_channel=settings.per_channel),
         cost_reference=FLAGS.cost_reference,
         settings=settings,
         optimizer=search_flags.optimizer_settings(),

@@ -15,7 +15,7 @@ from absl import app, flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, one_shot_flags, search_flags
+from experiments import common, cost_flags, one_shot_flags, search_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.searchers.runs.format_search import search_formats
@@ -52,7 +52,7 @@ def run() -> None:
     space, policy = search_flags.space_and_policy(
         model,
         dataset.train.image_shape,
-        common.site_cost(per_channel=settings.per_channel),
+        cost_flags.site_cost(per_channel=settings.per_channel),
         attention_products=FLAGS.attention_products,
     )
     train(model, dataset, space, workdir=FLAGS.workdir, policy=policy, idle=idle)
@@ -77,7 +77,7 @@ def train(
         workdir=workdir,
         cost_target=FLAGS.cost_target,
         job=common.job_settings(),
-        cost=common.site_cost(per_channel=settings.per_channel),
+        cost=cost_flags.site_cost(per_channel=settings.per_channel),
         cost_reference=FLAGS.cost_reference,
         fliqs=settings,
         optimizer=search_flags.optimizer_settings(),

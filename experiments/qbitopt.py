@@ -12,7 +12,7 @@ import dataclasses
 
 from absl import app, flags
 
-from experiments import common, search_flags
+from experiments import common, cost_flags, search_flags
 from fliqs_jax.searchers.runs.bit_search import QBitOptSettings, search_bits
 
 FLAGS = flags.FLAGS
@@ -57,7 +57,7 @@ def run() -> None:
     common.say_idle(idle)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
-    cost = common.site_cost(per_channel=settings.per_channel)
+    cost = cost_flags.site_cost(per_channel=settings.per_channel)
     space, policy = search_flags.space_and_policy(
         model, dataset.train.image_shape, cost, separate=True
     )

@@ -19,7 +19,7 @@ from absl import app, flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, fliqs, search_flags
+from experiments import common, cost_flags, fliqs, search_flags
 from experiments.trained_network import load_float
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.runs.post_training import (
@@ -88,7 +88,7 @@ def run() -> None:
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
         steps=FLAGS.steps if FLAGS.init_from is None else 0,
-        cost=common.site_cost(per_channel=method.per_channel),
+        cost=cost_flags.site_cost(per_channel=method.per_channel),
         cost_reference=FLAGS.cost_reference,
         per_channel=method.per_channel,
         config=config,

@@ -23,6 +23,7 @@ from absl import app, flags
 
 from experiments import (
     common,
+    cost_flags,
     finetuning,
     search_flags,
     subnetwork_flags,
@@ -292,7 +293,7 @@ def site_prices() -> dict[str, SiteCost]:
     """Returns what points cost: the objectives, and always size and bit operations."""
     wanted = dict.fromkeys([*FLAGS.objectives, *ALWAYS])
     if "latency" not in wanted:
-        common.refuse_latency_flags(
+        cost_flags.refuse_latency_flags(
             f"--objectives={','.join(FLAGS.objectives)}", cure="latency to them"
         )
         if FLAGS.latency_limit is not None:
@@ -301,7 +302,7 @@ def site_prices() -> dict[str, SiteCost]:
                 f" --objectives={','.join(FLAGS.objectives)}: add it, with --device or"
                 " --latency_table"
             )
-    return {PRICES[n]: common.named_cost(n) for n in wanted if n in PRICES}
+    return {PRICES[n]: cost_flags.named_cost(n) for n in wanted if n in PRICES}
 
 
 def simq_settings() -> simq_nas.SimqSettings:

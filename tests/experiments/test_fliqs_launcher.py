@@ -11,7 +11,7 @@ from killing import assert_same_end, kill_and_resume
 from launching import SMALL, launch
 
 import fliqs_jax as fq
-from experiments import common, evaluate, fliqs
+from experiments import cost_flags, evaluate, fliqs
 from fliqs_jax import costs
 
 
@@ -191,7 +191,7 @@ def price(*arguments, per_channel=True):
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()
         flags.FLAGS(["launcher", *arguments])
-        cost = common.site_cost(per_channel=per_channel)
+        cost = cost_flags.site_cost(per_channel=per_channel)
     return costs.site_price(cost, SITE, "int4", "int8")
 
 
