@@ -177,6 +177,8 @@ def main():
         "--limits", action="store_true", help="LINAS with and without a limit instead."
     )
     options = parser.parse_args()
+    if options.limits and options.method:
+        parser.error("--limits is about LINAS alone: leave out --method")
     needs = {"cells": "table", "joint": "table", "ofa": "log"}
     for name in options.problem or PROBLEMS:
         needed = needs.get(name)

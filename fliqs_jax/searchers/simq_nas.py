@@ -51,6 +51,7 @@ SEARCHERS = {
     "random": linas.random_search,
 }
 REFERENCES = ("int8", "fp32")  # uniform policies that every run has
+_SEARCH_LOG = "search.csv"
 _WORST = 1.1  # of the largest price in the space, in the hypervolume's reference
 
 
@@ -209,10 +210,9 @@ def search_front(
         table = _sensitivities(narrow, state, dataset, images, folder, settings, say)
         clock.lap("sensitivity")
     guided = _guided(narrow, table, prices[own[0]], settings)
-    judge = _Judge(evaluator, dataset, prices, folder)
+    judge = _Judge(evaluator, dataset, prices, folder, narrow)
     guided["limits"] = _limits(judge, settings)
-    result = _searched(narrow, evaluator, guided, clock, folder, seed, settings, say)
-    judge.known = (result.vectors, result.values)
+    result = _searched(narrow, judge, guided, clock, folder, seed, settings, say)
     front = result.vectors[result.front]
     say(f"judging the {len(front)} points of the front on the test split")
     points = sorted(judge(front), key=lambda p: p.prices[own[0]])
@@ -263,15 +263,15 @@ def _limits(judge, settings) -> dict[str, float]:
     return {"error": float(reference[0, 0] + settings.searched_loss / 100.0)}
 
 
-def _searched(space, evaluator, guided, clock, folder, seed, settings, say):
+def _searched(space, judge, guided, clock, folder, seed, settings, say):
     """Searches to the end, or goes on where the log ends."""
-    log = folder / "search.csv"
+    evaluator, log = judge.evaluator, folder / _SEARCH_LOG
     with ProgressLine(settings.evaluations) as line:
         done = _logged(log)
 
         def evaluate(vectors):
             nonlocal done
-            values = evaluator(vectors)
+            values = judge.objectives(vectors)
             clock.lap("search")
             done += len(vectors)
             line.update(done, {"accuracy": float(1.0 - values[:, 0].min())})
@@ -327,17 +327,17 @@ def _first_vectors(space, table, cost, settings) -> Int[np.ndarray, "N D"]:
 class _Judge:
     """Points of vectors, on both splits; what was evaluated before is not again."""
 
-    def __init__(self, evaluator, dataset, prices, folder):
+    def __init__(self, evaluator, dataset, prices, folder, searched):
         space = evaluator.space
         decisions = Decisions(space.counts, space.active)
-        self.space, self._prices = space, prices
-        self.known = None  # vectors and validation values found elsewhere
-        self._references = functools.partial(
-            SearchLog(
-                folder / "references.csv", decisions, evaluator.objectives
-            ).evaluated,
-            evaluate=evaluator,
-            batch_size=evaluator.chunk_size,
+        self.space, self.evaluator, self._prices = space, evaluator, prices
+        self._references = SearchLog(
+            folder / "references.csv", decisions, evaluator.objectives
+        )
+        self._search = SearchLog(
+            folder / _SEARCH_LOG,
+            Decisions(searched.counts, searched.active),
+            evaluator.objectives,
         )
         self._test = functools.partial(
             SearchLog(folder / "test.csv", decisions, ["error"]).evaluated,
@@ -348,8 +348,24 @@ class _Judge:
         )
 
     def validation(self, vectors: np.ndarray) -> Float[np.ndarray, "N M"]:
-        """Returns the objectives by the validation split."""
-        return self._references(vectors, known=self.known)
+        """Returns the objectives by the validation split, of references as well."""
+        return self._references.evaluated(
+            vectors,
+            self.evaluator,
+            known=self._search.read(),
+            batch_size=self.evaluator.chunk_size,
+        )
+
+    def objectives(self, vectors: np.ndarray) -> Float[np.ndarray, "N M"]:
+        """Evaluates for the search, which keeps a log of its own."""
+        names = [tuple(vector) for vector in vectors.tolist()]
+        known, values = self._references.read()
+        found = dict(zip(map(tuple, known.tolist()), values, strict=True))
+        new = [name not in found for name in names]
+        if any(new):
+            some = [name for name in names if name not in found]
+            found |= zip(some, self.evaluator(vectors[new]), strict=True)
+        return np.stack([found[name] for name in names])
 
     def __call__(self, vectors: np.ndarray) -> list[Point]:
         validation, test = self.validation(vectors), self._test(vectors)

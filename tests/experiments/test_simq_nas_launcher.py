@@ -186,7 +186,8 @@ def test_killed_search_resumes_with_nothing_evaluated_twice(
     tmp_path, evaluated, capsys
 ):
     folder, other = tmp_path / "killed", tmp_path / "whole"
-    run = (f"--workdir={folder}", *TINY)
+    search = (*TINY, "--searched_loss=60")
+    run = (f"--workdir={folder}", *search)
     for limit in (1, 3, 5):  # in the search twice, then while judging
         evaluated["limit"] = limit
         with pytest.raises(Killed):
@@ -197,7 +198,7 @@ def test_killed_search_resumes_with_nothing_evaluated_twice(
     assert len(evaluated["seen"]) == len(set(evaluated["seen"]))
     found = summary_of(folder)
     # The same search in one go, from the same super-network.
-    launch(simq_nas, f"--workdir={other}", f"--supernet_from={folder}", *TINY)
+    launch(simq_nas, f"--workdir={other}", f"--supernet_from={folder}", *search)
     for name in ("search.csv", "front.csv", "policy.json"):
         assert (folder / name).read_text() == (other / name).read_text()
     whole = summary_of(other)

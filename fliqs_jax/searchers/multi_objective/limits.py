@@ -15,14 +15,14 @@ def limit_array(
     """Returns the largest wanted value of each objective, infinite without a limit.
 
     Raises:
-      ValueError: if a limit is of no objective, or NaN.
+      ValueError: if a limit is of no objective, NaN or minus infinity.
 
     Example:
       >>> limit_array({"error": 0.1}, ["error", "size"]).tolist()
       [0.1, inf]
     """
     wrong = [name for name in limits if name not in objectives]
-    if wrong or np.isnan(list(limits.values())).any():
+    if wrong or not all(bound > -np.inf for bound in limits.values()):
         raise ValueError(
             f"limits must be numbers by name of an objective ({', '.join(objectives)}),"
             f" got {dict(limits)}"
