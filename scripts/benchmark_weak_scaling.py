@@ -31,7 +31,7 @@ from fliqs_jax.models import create_model
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs
-from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import mapping

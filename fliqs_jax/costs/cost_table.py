@@ -12,7 +12,7 @@ import typing
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fliqs_jax.costs.policy_cost import (
     SiteCost,
@@ -61,6 +61,11 @@ class CostTable:
     def option_bits(self) -> Int[np.ndarray, "K"]:
         """Storage bits of each option."""
         return np.array([storage_bits(name) for name in self.space.option_names])
+
+    @property
+    def present(self) -> Bool[np.ndarray, "L K"]:
+        """Which options each decision has: all."""
+        return np.ones(self.table.shape, bool)
 
     def of(self, options: Int[ArrayLike, "L"]) -> Float[Array, ""]:
         """Returns the cost of options, which may be traced; `jax.vmap` for [N, L].

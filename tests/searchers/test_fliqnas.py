@@ -15,10 +15,11 @@ import fliqs_jax as fq
 from fliqs_jax.controller import default, leave_one_out, published
 from fliqs_jax.costs import site_bops
 from fliqs_jax.models.supernets import extract, subnetwork_sites
-from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options, of_live_sites
+from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
 from fliqs_jax.searchers.in_training.calibration import init_calibration
 from fliqs_jax.searchers.in_training.controllers import recipe
-from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.in_training.one_shot import of_live_sites
+from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.joint.budget import best_within
 from fliqs_jax.searchers.joint.cost import JointCost
 from fliqs_jax.searchers.joint.space import JointSpace
@@ -101,7 +102,7 @@ def test_choice_is_the_best_within_the_budget_and_the_state_keeps_it(digits, who
     again = best_within(scores, search.costs, search.target)
     np.testing.assert_array_equal(options, again.options)
     assert (
-        search.full_policy(state)["Dense_1"][1]
+        search.final_policy(state)["Dense_1"][1]
         == "u" + (search.costs.space.space.policy(options[2:])["Dense_1"][1])
     )
 

@@ -17,7 +17,7 @@ from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs
 from fliqs_jax.searchers.in_training.controllers import recipe
-from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fliqs_jax.controller import Controller, default, published
-from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.in_training.phases import Phases
 
 
 @runtime_checkable  # the tests check annotations while running

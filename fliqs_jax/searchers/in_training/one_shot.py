@@ -1,36 +1,49 @@
-"""What searches inside one training run share: phases, state, judging of samples.
+"""The one-shot step: weights and a controller trained together, in one run.
 
-Of methods that train one set of weights through whatever a controller samples and end
-at a fixed choice. What the decisions are about is the method's: formats (`fliqs`), or
-architecture and formats (`fliqnas`).
+What FLIQS and FLIQNAS share, which is all but what their decisions are about: formats
+(`fliqs`), or architecture and formats (`fliqnas`). At every step each device samples an
+option of every decision; the one float copy of the weights is trained through the
+sample, and the controller moves towards options that lose little at the target cost.
+The last phase trains the best options within the budget, so nothing is retrained.
+
+Not here: when samples are judged (`judging`), what the controller makes of it
+(`fliqs_jax.controller`), the job around the step (`fliqs_jax.train.job`).
 """
 
+import abc
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+from scipy import special
 
-from fliqs_jax.controller import Controller, ControllerState
-from fliqs_jax.searchers.in_training.calibration import Calibration
+from fliqs_jax.controller import Controller, ControllerState, entropy
+from fliqs_jax.policy import Policy
+from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.in_training.calibration import (
+    Calibration,
+    init_calibration,
+    unsigned_inputs,
+    update_calibration,
+)
+from fliqs_jax.searchers.in_training.judging import (
+    Quality,
+    judge,
+    judges_at,
+    negated_loss,
+)
+from fliqs_jax.searchers.in_training.phases import Phases
+from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
-from fliqs_jax.train.mapping import AXIS, Step
-
-# (logits, labels) -> quality of each example, higher is better
-Quality = Callable[[Float[Array, "B C"], Int[Array, "B"]], Float[Array, "B"]]
-
-
-def negated_loss(
-    logits: Float[Array, "B C"], labels: Int[Array, "B"]
-) -> Float[Array, "B"]:
-    """Returns minus the cross entropy: smoother than accuracy, and never positive."""
-    return -cross_entropy(logits, labels)
+from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
 
 
 @flax.struct.dataclass
@@ -44,105 +57,7 @@ class SearchState:
     opt_state: PyTree
     controller: ControllerState
     calibration: Calibration
-    fixed_options: Int[Array, "D"]  # used from the end of the search on
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phases:
-    """Step numbers at which the run changes: uniform warm-up, search, fixed policy."""
-
-    warmup_end: int  # first step at which the controller learns
-    search_end: int  # first step at the fixed policy
-    steps: int
-
-    def __post_init__(self):
-        if not 0 <= self.warmup_end <= self.search_end <= self.steps or not self.steps:
-            raise ValueError(
-                "phases must satisfy 0 <= warmup_end <= search_end <= steps, got "
-                f"{self.warmup_end}, {self.search_end}, {self.steps}"
-            )
-
-    @classmethod
-    def of(
-        cls, steps: int, *, warmup_fraction: float = 0.25, final_fraction: float = 0.2
-    ) -> "Phases":
-        """Returns phases as fractions of the run."""
-        for name, value in (
-            ("warmup_fraction", warmup_fraction),
-            ("final_fraction", final_fraction),
-        ):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        return cls(
-            warmup_end=round(warmup_fraction * steps),
-            search_end=round((1.0 - final_fraction) * steps),
-            steps=steps,
-        )
-
-
-def judges_at(
-    step: Int[Array, ""], controller: Controller, phases: Phases, judge_every: int
-) -> Bool[Array, ""]:
-    """Returns whether the controller's samples are judged at this step."""
-    # A single sample costs no forward pass of its own, so its baseline can follow
-    # the warm-up, as published; several would cost passes that teach nothing.
-    start = 0 if controller.num_samples == 1 else phases.warmup_end
-    within = (step >= start) & (step < phases.search_end)
-    return within & ((step - start) % judge_every == 0)
-
-
-def judge(
-    controller: Controller,
-    state: ControllerState,
-    samples: Int[Array, "S D"],
-    *,
-    known: Sequence[Float[Array, ""]],
-    quality_of: Callable[[Int[Array, "D"]], Float[Array, ""]],
-    step: Int[Array, ""],
-    due: Bool[Array, ""],
-) -> tuple[ControllerState, dict[str, Array]]:
-    """Returns the next controller state, and its metrics (NaN where none judged).
-
-    Args:
-      controller: whose samples they are.
-      state: before the update.
-      samples: the options judged on this device's batch.
-      known: qualities of the first samples that a training pass has given already.
-      quality_of: a forward pass that gives the quality of others, on the same batch.
-      step: of the training.
-      due: whether there is an update at this step at all.
-    """
-    quality_of = jax.jit(quality_of)  # traced and lowered once for all samples
-
-    def update(state):
-        others = _map_samples(quality_of, samples[len(known) :])
-        return controller.update(
-            state,
-            samples,
-            -jnp.concatenate([jnp.array(known), others]),
-            step,
-            average=functools.partial(lax.pmean, axis_name=AXIS),
-        )
-
-    def skip(state):
-        _, metrics = jax.eval_shape(update, state)
-        return state, jax.tree.map(
-            lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), metrics
-        )
-
-    return lax.cond(due, update, skip, state)
-
-
-@runtime_checkable
-class OneShot(Protocol):
-    """What training and judging take of a one-shot search."""
-
-    classifier: Any  # `Classifier`, or one of sub-networks
-    controller: Controller
-    quality: Quality
-    phases: Phases
-    judge_every: int
-    label_smoothing: float
+    fixed_options: Int[Array, "L"]  # used from the end of the search on
 
 
 @flax.struct.dataclass
@@ -156,129 +71,358 @@ class Trained:
     quality: Float[Array, ""]  # of the sample that this device trained
 
 
-def training_pass(
-    search: OneShot,
-    state: SearchState,
-    labels: Int[Array, "B"],
-    *,
-    images: Float[Array, "B H W C"],
-    formats: Any,
-    dropout_key: Key[Array, ""],
-) -> Trained:
-    """Returns the gradients of the weights, each device's through its own sample.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class OneShotSearch(abc.ABC):
+    """A search inside one training run, over L decisions of up to W options.
 
-    Args:
-      search: whose step it is.
-      state: before the step.
-      labels: of the images.
-      images: normalised and augmented.
-      formats: what the classifier runs with.
-      dropout_key: of this step and device.
+    What `fliqs_jax.train.job` runs (see its `Searcher`). Where nothing is left to
+    search, the network trains at what is given from the first step, through the same
+    code, which is what a search is compared with.
     """
 
-    def objective(params):
-        logits, model_state = search.classifier.train_forward(
-            params,
-            state.model_state,
-            images,
-            formats=formats,
-            dropout_key=dropout_key,
+    classifier: Any  # `Classifier`, or one of sub-networks
+    costs: Any  # prices of vectors of options
+    target: float  # in the unit of `costs`
+    controller: Controller
+    phases: Phases
+    optimizer: optax.GradientTransformation
+    judge_every: int = 8  # steps between two updates of the controller
+    calibrate_every: int = 100  # steps between two updates of the clip bounds
+    label_smoothing: float = 0.0
+    quality: Quality = negated_loss  # by which samples are judged
+    within_budget: bool = True  # final options: best within budget, or argmax
+    dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
+    variables: Mapping[str, Any] | None = None  # to start from; None is fresh ones
+    skip_variables: tuple[str, ...] = ()  # patterns of what starts fresh even so
+
+    def __post_init__(self):
+        for name in ("judge_every", "calibrate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if not self.searching and self.phases.search_end:
+            raise ValueError(
+                "everything is given, so there is nothing to search:"
+                f" phases.search_end must be 0, got {self.phases.search_end}"
+            )
+
+    # What the decisions are about, which a method says.
+
+    @property
+    @abc.abstractmethod
+    def formats_space(self) -> SearchSpace:
+        """The decisions about the formats of the classifier's sites."""
+
+    @property
+    @abc.abstractmethod
+    def allowed(self) -> Float[np.ndarray, "L W"]:
+        """0 for every option that may be taken, minus infinity for the others."""
+
+    @abc.abstractmethod
+    def formats(self, state: SearchState, options: Int[Array, "L"]) -> Any:
+        """Returns what the classifier runs with for `options`, as arrays."""
+
+    @abc.abstractmethod
+    def best_options(self, state: SearchState) -> Int[np.ndarray, "L"]:
+        """Returns what the search would end with now (host)."""
+
+    @abc.abstractmethod
+    def final_policy(self, state: SearchState) -> Policy:
+        """Returns the formats of all sites as run (see `named`)."""
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """The random keys of a step, one for each use of chance."""
+        return ("options", "augment", "dropout")
+
+    def judged(self, samples: Int[Array, "S L"]) -> Int[Array, "S L"]:
+        """Returns the samples as the controller learns of them."""
+        return samples
+
+    def trained_options(
+        self, state: SearchState, sample: Int[Array, "L"], keys: Mapping[str, Array]
+    ) -> Int[Array, "L"]:
+        """Returns the controller's first sample as it is trained while searching."""
+        del state, keys
+        return sample
+
+    def decaying(self, params: PyTree, formats: Any) -> PyTree:
+        """Returns the parameters as shown to the optimizer, whose decay they get."""
+        del formats
+        return params
+
+    def live(self, formats: Any) -> Bool[Array, "sites"]:
+        """Returns which sites this device's sample has."""
+        del formats
+        return jnp.ones(len(self.formats_space.sites), bool)
+
+    # The step, and what happens between steps.
+
+    @property
+    def open(self) -> Bool[np.ndarray, "L"]:
+        """Which decisions are searched."""
+        return np.isfinite(self.allowed).sum(axis=1) > 1
+
+    @property
+    def searching(self) -> bool:
+        """Whether any decision is."""
+        return bool(self.open.any())
+
+    def init(self, key: Key[Array, ""], images: ArrayLike) -> SearchState:
+        """Returns the state before the first step."""
+        init_key, run_key = jax.random.split(key)
+        params, model_state = start_variables(
+            self.variables,
+            *self.classifier.init(init_key, images),
+            skip=self.skip_variables,
         )
-        loss = cross_entropy(
-            logits, labels, label_smoothing=search.label_smoothing
-        ).mean()
-        quality = search.quality(logits, labels).mean()
-        return loss, (model_state, correct(logits, labels).mean(), quality)
+        return SearchState(
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+            params=params,
+            model_state=model_state,
+            opt_state=self.optimizer.init(params),
+            controller=self.controller.init(jnp.asarray(self.allowed, jnp.float32)),
+            calibration=init_calibration(self.formats_space),
+            fixed_options=jnp.asarray(self.allowed.argmax(axis=1), jnp.int32),
+        )
 
-    (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
-        objective, has_aux=True
-    )(state.params)
-    means = lax.pmean((gradients, model_state, loss, accuracy), AXIS)
-    return Trained(*means, quality)
+    def step(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
+        """Trains weights and controller on one batch; runs per device (axis `data`).
 
+        Sample, forward, backward, weight update, reward, controller update.
+        """
+        keys = device_keys(state.key, state.step, self.key_names)
+        images = self.classifier.training_images(keys["augment"], batch["image"])
+        samples, options = self.draw(state, keys)
+        formats = self.formats(state, options)
+        trained = self._train(
+            state,
+            batch["label"],
+            images=images,
+            formats=formats,
+            dropout_key=keys["dropout"],
+        )
+        updates, opt_state = self.optimizer.update(
+            trained.gradients, state.opt_state, self.decaying(state.params, formats)
+        )
+        controller, judgement = state.controller, {}
+        if self.searching:
+            controller, judgement = self._judge(
+                state,
+                batch,
+                images=images,
+                samples=self.judged(samples),
+                trained=trained.quality,
+                dropout_key=keys["dropout"],
+            )
+        metrics = {"loss": trained.loss, "accuracy": trained.accuracy, **judgement}
+        return (
+            state.replace(
+                step=state.step + 1,
+                params=optax.apply_updates(state.params, updates),
+                model_state=trained.model_state,
+                opt_state=opt_state,
+                controller=controller,
+            ),
+            metrics,
+        )
 
-def judge_samples(
-    search: OneShot,
-    state: SearchState,
-    batch: Mapping[str, Array],
-    *,
-    images: Float[Array, "B H W C"],
-    samples: Int[Array, "S D"],
-    trained: Float[Array, ""],
-    formats: Callable[[Int[Array, "D"]], Any],
-    dropout_key: Key[Array, ""],
-) -> tuple[ControllerState, dict[str, Array]]:
-    """Judges samples by the weights before the step; see `judge`.
+    def draw(
+        self, state: SearchState, keys: Mapping[str, Array]
+    ) -> tuple[Int[Array, "S L"], Int[Array, "L"]]:
+        """Returns the controller's samples, and what is trained at this step."""
+        samples = self.controller.sample(keys["options"], state.controller)
+        samples = samples.at[0].set(self.trained_options(state, samples[0], keys))
+        searching = state.step < self.phases.search_end
+        return samples, jnp.where(searching, samples[0], state.fixed_options)
 
-    Args:
-      search: whose step it is.
-      state: before the step.
-      batch: with held-out examples where those are to judge (`judge_image`).
-      images: as the training pass saw them.
-      samples: of the controller, the first one trained.
-      trained: its quality in the training pass.
-      formats: from options to what the classifier runs with.
-      dropout_key: the same mask as in training: common noise cancels.
-    """
-    known, labels = [trained], batch["label"]
-    if "judge_image" in batch:  # of which the training pass tells nothing
-        known, labels = [], batch["judge_label"]
-        images = search.classifier.normalise(batch["judge_image"])
+    def _train(
+        self,
+        state: SearchState,
+        labels: Int[Array, "B"],
+        *,
+        images: Float[Array, "B H W C"],
+        formats: Any,
+        dropout_key: Key[Array, ""],
+    ) -> Trained:
+        """Returns the gradients of the weights, each device's through its sample."""
 
-    def quality_of(options):
-        logits, _ = search.classifier.train_forward(
+        def objective(params):
+            logits, model_state = self.classifier.train_forward(
+                params,
+                state.model_state,
+                images,
+                formats=formats,
+                dropout_key=dropout_key,
+            )
+            loss = cross_entropy(
+                logits, labels, label_smoothing=self.label_smoothing
+            ).mean()
+            quality = self.quality(logits, labels).mean()
+            return loss, (model_state, correct(logits, labels).mean(), quality)
+
+        (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
+            objective, has_aux=True
+        )(state.params)
+        means = lax.pmean((gradients, model_state, loss, accuracy), AXIS)
+        return Trained(*means, quality)
+
+    def _judge(
+        self,
+        state: SearchState,
+        batch: Mapping[str, Array],
+        *,
+        images: Float[Array, "B H W C"],
+        samples: Int[Array, "S L"],
+        trained: Float[Array, ""],
+        dropout_key: Key[Array, ""],
+    ) -> tuple[ControllerState, dict[str, Array]]:
+        """Judges samples by the weights before the step; see `judging.judge`.
+
+        Args:
+          state: before the step.
+          batch: with held-out examples where those are to judge (`judge_image`).
+          images: as the training pass saw them.
+          samples: of the controller, the first one trained.
+          trained: its quality in the training pass.
+          dropout_key: the same mask as in training: common noise cancels.
+        """
+        known, labels = [trained], batch["label"]
+        if "judge_image" in batch:  # of which the training pass tells nothing
+            known, labels = [], batch["judge_label"]
+            images = self.classifier.normalise(batch["judge_image"])
+
+        def quality_of(options):
+            logits, _ = self.classifier.train_forward(
+                state.params,
+                state.model_state,
+                images,
+                formats=self.formats(state, options),
+                dropout_key=dropout_key,
+            )
+            return self.quality(logits, labels).mean()
+
+        return judge(
+            self.controller,
+            state.controller,
+            samples,
+            known=known,
+            quality_of=quality_of,
+            step=state.step,
+            due=judges_at(state.step, self.controller, self.phases, self.judge_every),
+        )
+
+    def calibrate(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
+        """Moves the clip bounds towards what this batch asks for; runs per device.
+
+        Those of sites that no device's sample has stay as they are.
+        """
+        keys = device_keys(state.key, state.step, self.key_names)
+        _, options = self.draw(state, keys)
+        formats = self.formats(state, options)
+        seen = self.classifier.observe(
             state.params,
             state.model_state,
-            images,
-            formats=formats(options),
-            dropout_key=dropout_key,
+            self.classifier.training_images(keys["augment"], batch["image"]),
+            formats=formats,
+            dropout_key=keys["dropout"],
         )
-        return search.quality(logits, labels).mean()
+        live = self.live(formats)
+        minimum = lax.pmin(jnp.where(live, seen.minimum, jnp.inf), AXIS)
+        fresh = update_calibration(
+            state.calibration, self.formats_space, seen.replace(minimum=minimum)
+        )
+        calibration = of_live_sites(state.calibration, fresh, live)
+        return state.replace(calibration=calibration), {}
 
-    return judge(
-        search.controller,
-        state.controller,
-        samples,
-        known=known,
-        quality_of=quality_of,
-        step=state.step,
-        due=judges_at(state.step, search.controller, search.phases, search.judge_every),
+    def fix_options(self, state: SearchState) -> SearchState:
+        """Ends the search: the best options so far are trained from here on (host)."""
+        options = np.asarray(self.best_options(state), np.int32)
+        return state.replace(fixed_options=place(options, state.step.sharding))
+
+    def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
+        """Returns the work between steps: clip bounds, and the end of the search."""
+        hooks = []
+        if not self.dynamic_scales:
+            calibrate = compile(self.calibrate)
+
+            def start(state, batch):
+                # Bounds follow the inputs, and the inputs of deep sites the bounds.
+                for _ in range(3):
+                    state, _ = calibrate(state, batch)
+                return state
+
+            later = range(self.calibrate_every, steps, self.calibrate_every)
+            hooks += [
+                Hook(frozenset({0}), start),
+                Hook(frozenset(later), lambda state, batch: calibrate(state, batch)[0]),
+            ]
+        if self.searching:
+            hooks.append(
+                Hook(
+                    frozenset({self.phases.search_end}),
+                    lambda state, batch: self.fix_options(state),
+                )
+            )
+        return hooks
+
+    # What a run reports.
+
+    def current_options(self, state: SearchState) -> Int[np.ndarray, "L"]:
+        """Returns the fixed options; while searching, the best ones so far (host)."""
+        if int(state.step) >= self.phases.search_end:
+            return np.asarray(state.fixed_options)
+        return np.asarray(self.best_options(state), np.int32)
+
+    def current_formats(self, state: SearchState) -> Any:
+        """Returns what the classifier runs with for `current_options`."""
+        return self.formats(state, jnp.asarray(self.current_options(state)))
+
+    def named(self, state: SearchState, options: Int[np.ndarray, "D"]) -> Policy:
+        """Returns formats by name: unsigned grids for inputs never negative."""
+        policy = self.formats_space.policy(options)
+        if self.dynamic_scales:
+            return policy
+        return unsigned_inputs(policy, np.asarray(state.calibration.nonnegative))
+
+    def progress(self, state: SearchState) -> dict[str, Any]:
+        """Returns entropy, expected cost over target, and the probabilities."""
+        if not self.searching:
+            return {}
+        if int(state.step) > self.phases.search_end:
+            cost = self.costs.exact_cost(np.asarray(state.fixed_options))
+            return {"expected_cost_ratio": cost / self.target}
+        logits = np.asarray(state.controller.logits)
+        probabilities = special.softmax(logits, axis=1)
+        expected = float(self.costs.expected(probabilities))
+        # Options that a decision lacks are no options of probability 0.
+        shown = np.where(self.costs.present, probabilities, np.nan)
+        return {
+            "entropy": self._entropy(state),
+            "expected_cost_ratio": expected / self.target,
+            "probabilities": shown.round(4),
+        }
+
+    def summary(self, state: SearchState) -> dict[str, Any]:
+        """Returns the entropy that is left: None where nothing was searched."""
+        return {"entropy": self._entropy(state) if self.searching else None}
+
+    def _entropy(self, state: SearchState) -> float:
+        return float(entropy(jnp.asarray(state.controller.logits)[self.open]))
+
+
+def of_live_sites(old: Calibration, fresh: Calibration, live: Array) -> Calibration:
+    """Returns fresh bounds, averaged over the devices whose samples have a site.
+
+    The old ones where none has it; runs per device.
+    """
+    devices = lax.psum(live.astype(jnp.float32), AXIS)
+    bounds = jnp.where(live[:, None], fresh.activation_clip, 0.0)
+    mean = lax.psum(bounds, AXIS) / jnp.maximum(devices, 1.0)[:, None]
+    known = devices > 0
+    return fresh.replace(
+        activation_clip=jnp.where(known[:, None], mean, old.activation_clip),
+        nonnegative=jnp.where(known, fresh.nonnegative, old.nonnegative),
     )
-
-
-def calibration_hooks(calibrate: Step, steps: int, *, every: int) -> list[Hook]:
-    """Returns the hooks that keep clip bounds up to date.
-
-    Args:
-      calibrate: a mapped step that moves the bounds.
-      steps: of the run.
-      every: steps between two updates.
-    """
-
-    def start(state, batch):
-        # Bounds follow the inputs, and the inputs of deep sites the bounds.
-        for _ in range(3):
-            state, _ = calibrate(state, batch)
-        return state
-
-    later = range(every, steps, every)
-    return [
-        Hook(frozenset({0}), start),
-        Hook(frozenset(later), lambda state, batch: calibrate(state, batch)[0]),
-    ]
-
-
-def _map_samples(
-    quality_of: Callable[[Int[Array, "D"]], Float[Array, ""]],
-    samples: Int[Array, "N D"],
-) -> Float[Array, "N"]:
-    """Returns the quality of each sample: unrolled on CPU, a loop elsewhere.
-
-    A convolution inside a loop is 20 to 35 times slower on CPU; elsewhere a loop keeps
-    one candidate's activations in memory and one copy of the network in the program.
-    """
-    if not len(samples):
-        return jnp.zeros(0)
-    if jax.default_backend() == "cpu":
-        return jnp.stack([quality_of(options) for options in samples])
-    return lax.map(quality_of, samples)

@@ -4,7 +4,7 @@ import dataclasses
 
 from fliqs_jax.controller import default, published
 from fliqs_jax.searchers.in_training.controllers import Recipe, recipe
-from fliqs_jax.searchers.in_training.one_shot import Quality, negated_loss
+from fliqs_jax.searchers.in_training.judging import Quality, negated_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class FoundNetwork:
             variables=TrainedState(
                 params=variables.pop("params"), model_state=variables
             ),
-            policy=subnetwork_policy(net, choice, searcher.full_policy(state)),
+            policy=subnetwork_policy(net, choice, searcher.final_policy(state)),
             evaluator=Evaluator(
                 classifier,
                 dataset,
@@ -133,7 +133,7 @@ class FoundNetwork:
         }
 
     def _formats(self, options: Int[np.ndarray, "L"]) -> SiteFormats:
-        subnetwork = self.searcher.subnetwork(self.state, jnp.asarray(options))
+        subnetwork = self.searcher.formats(self.state, jnp.asarray(options))
         net = self.searcher.costs.space.net
         return extracted_formats(net, self.choice, subnetwork.formats)
 

@@ -25,7 +25,7 @@ from fliqs_jax.models.supernets import (
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
-from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.in_training.settings import FLIQNAS, FliqsSettings
 from fliqs_jax.searchers.joint.budget import joint_extremes
 from fliqs_jax.searchers.joint.cost import JointCost

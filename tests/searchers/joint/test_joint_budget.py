@@ -17,7 +17,7 @@ from fliqs_jax.controller import default
 from fliqs_jax.costs import site_bops, site_size
 from fliqs_jax.searchers.fliqnas import allowed_options
 from fliqs_jax.searchers.in_training.controllers import recipe
-from fliqs_jax.searchers.in_training.one_shot import Phases
+from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.joint.budget import best_within, joint_extremes
 from fliqs_jax.searchers.joint.cost import JointCost
 from fliqs_jax.searchers.joint.elimination import Elimination, elimination_order
