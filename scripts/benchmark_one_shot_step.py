@@ -73,8 +73,7 @@ def make_step(formats, settings, *, floats=False, fixed=False):
         controller=settings.recipe(costs, target, phases),
         phases=phases,
         optimizer=OptimizerSettings().make(10**6),
-        judge_every=settings.judge_every,
-        dynamic_scales=settings.dynamic_scales,
+        settings=settings,
         policy=Policy.uniform(sites, formats[0]) if fixed else None,
     )
     mesh = mapping.make_mesh()

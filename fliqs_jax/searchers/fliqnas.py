@@ -75,7 +75,7 @@ class Fliqnas(OneShotSearch):
         """Returns what a joint vector stands for, as data of the compiled step."""
         choice, own = self._parts(options)
         space = self.formats_space
-        if self.dynamic_scales:
+        if self.settings.dynamic_scales:
             return Subnetwork(choice, space.formats(own))
         return Subnetwork(choice, calibrated_formats(state.calibration, space, own))
 
@@ -124,7 +124,7 @@ class Fliqnas(OneShotSearch):
     def select(self, state: SearchState) -> Selection:
         """Returns the best choice so far: what the search would end with now (host)."""
         logits = np.asarray(state.controller.logits)
-        if not self.searching or not self.within_budget:
+        if not self.searching or not self.settings.within_budget:
             options = logits.argmax(axis=1)
             score = float(special.log_softmax(logits, axis=1).max(axis=1).sum())
             return Selection(options, score, score, 0)

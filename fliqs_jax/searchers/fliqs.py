@@ -57,13 +57,13 @@ class Fliqs(OneShotSearch):
 
     def formats(self, state: SearchState, options: Int[Array, "L"]) -> SiteFormats:
         """Returns the sites' formats and scales for `options`, as arrays."""
-        if self.dynamic_scales:
+        if self.settings.dynamic_scales:
             return self.space.formats(options)
         return calibrated_formats(state.calibration, self.space, options)
 
     def best_options(self, state: SearchState) -> Int[np.ndarray, "L"]:
         """Returns the most probable options within the budget, or the argmax (host)."""
-        if not self.searching or not self.within_budget:
+        if not self.searching or not self.settings.within_budget:
             return np.asarray(state.controller.logits).argmax(axis=1)
         scores = np.asarray(self.controller.final_scores(state.controller))
         return most_probable_within(scores, self.costs, self.target)

@@ -20,6 +20,7 @@ from fliqs_jax.searchers.in_training.calibration import init_calibration
 from fliqs_jax.searchers.in_training.controllers import recipe
 from fliqs_jax.searchers.in_training.one_shot import of_live_sites
 from fliqs_jax.searchers.in_training.phases import Phases
+from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.searchers.joint.budget import best_within
 from fliqs_jax.searchers.joint.cost import JointCost
 from fliqs_jax.searchers.joint.space import JointSpace
@@ -40,7 +41,16 @@ def digits():
     return fq.load_dataset("digits")
 
 
-def make_search(digits, *, fixed=None, chosen=None, phases=PHASES, **settings):
+def make_search(
+    digits,
+    *,
+    fixed=None,
+    chosen=None,
+    phases=PHASES,
+    optimizer=None,
+    judge_every=2,
+    **settings,
+):
     net = perceptron_supernet(digits.train.image_shape)
     costs = JointCost(JointSpace(net, fq.SearchSpace(net.sites, FORMATS)), site_bops)
     target = 0.1 * costs.reference("int8")
@@ -56,11 +66,9 @@ def make_search(digits, *, fixed=None, chosen=None, phases=PHASES, **settings):
         target=target,
         controller=chosen(costs, target, phases),
         phases=phases,
-        optimizer=settings.pop("optimizer", optax.sgd(0.05)),
+        optimizer=optimizer or optax.sgd(0.05),
         fixed=fixed,
-        judge_every=settings.pop("judge_every", 2),
-        calibrate_every=5,
-        **settings,
+        settings=FliqsSettings(judge_every=judge_every, calibrate_every=5, **settings),
     )
 
 

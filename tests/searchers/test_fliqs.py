@@ -18,6 +18,7 @@ from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs
 from fliqs_jax.searchers.in_training.controllers import recipe
 from fliqs_jax.searchers.in_training.phases import Phases
+from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 
@@ -30,7 +31,7 @@ def digits():
     return load_dataset("digits")
 
 
-def make_search(digits, chosen=None, policy=None, **settings):
+def make_search(digits, chosen=None, policy=None, judge_every=2, **settings):
     model = create_model("lenet300")
     sites = image_sites(model, digits.train.image_shape)
     space = SearchSpace(sites, FORMATS)
@@ -50,10 +51,8 @@ def make_search(digits, chosen=None, policy=None, **settings):
         controller=chosen(costs, target, phases),
         phases=phases,
         optimizer=optax.sgd(0.05),
-        judge_every=settings.pop("judge_every", 2),
-        calibrate_every=5,
+        settings=FliqsSettings(judge_every=judge_every, calibrate_every=5, **settings),
         policy=policy,
-        **settings,
     )
 
 

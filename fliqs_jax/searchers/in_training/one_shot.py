@@ -33,13 +33,9 @@ from fliqs_jax.searchers.in_training.calibration import (
     unsigned_inputs,
     update_calibration,
 )
-from fliqs_jax.searchers.in_training.judging import (
-    Quality,
-    judge,
-    judges_at,
-    negated_loss,
-)
+from fliqs_jax.searchers.in_training.judging import judge, judges_at
 from fliqs_jax.searchers.in_training.phases import Phases
+from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.train.fitting import start_variables
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
@@ -86,21 +82,11 @@ class OneShotSearch(abc.ABC):
     controller: Controller
     phases: Phases
     optimizer: optax.GradientTransformation
-    judge_every: int = 8  # steps between two updates of the controller
-    calibrate_every: int = 100  # steps between two updates of the clip bounds
-    label_smoothing: float = 0.0
-    quality: Quality = negated_loss  # by which samples are judged
-    within_budget: bool = True  # final options: best within budget, or argmax
-    dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
+    settings: FliqsSettings = FliqsSettings()
     variables: Mapping[str, Any] | None = None  # to start from; None is fresh ones
     skip_variables: tuple[str, ...] = ()  # patterns of what starts fresh even so
 
     def __post_init__(self):
-        for name in ("judge_every", "calibrate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
         if not self.searching and self.phases.search_end:
             raise ValueError(
                 "everything is given, so there is nothing to search:"
@@ -258,9 +244,9 @@ class OneShotSearch(abc.ABC):
                 dropout_key=dropout_key,
             )
             loss = cross_entropy(
-                logits, labels, label_smoothing=self.label_smoothing
+                logits, labels, label_smoothing=self.settings.label_smoothing
             ).mean()
-            quality = self.quality(logits, labels).mean()
+            quality = self.settings.quality(logits, labels).mean()
             return loss, (model_state, correct(logits, labels).mean(), quality)
 
         (loss, (model_state, accuracy, quality)), gradients = jax.value_and_grad(
@@ -302,7 +288,7 @@ class OneShotSearch(abc.ABC):
                 formats=self.formats(state, options),
                 dropout_key=dropout_key,
             )
-            return self.quality(logits, labels).mean()
+            return self.settings.quality(logits, labels).mean()
 
         return judge(
             self.controller,
@@ -311,7 +297,9 @@ class OneShotSearch(abc.ABC):
             known=known,
             quality_of=quality_of,
             step=state.step,
-            due=judges_at(state.step, self.controller, self.phases, self.judge_every),
+            due=judges_at(
+                state.step, self.controller, self.phases, self.settings.judge_every
+            ),
         )
 
     def calibrate(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
@@ -345,7 +333,7 @@ class OneShotSearch(abc.ABC):
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
         """Returns the work between steps: clip bounds, and the end of the search."""
         hooks = []
-        if not self.dynamic_scales:
+        if not self.settings.dynamic_scales:
             calibrate = compile(self.calibrate)
 
             def start(state, batch):
@@ -354,7 +342,8 @@ class OneShotSearch(abc.ABC):
                     state, _ = calibrate(state, batch)
                 return state
 
-            later = range(self.calibrate_every, steps, self.calibrate_every)
+            every = self.settings.calibrate_every
+            later = range(every, steps, every)
             hooks += [
                 Hook(frozenset({0}), start),
                 Hook(frozenset(later), lambda state, batch: calibrate(state, batch)[0]),
@@ -383,7 +372,7 @@ class OneShotSearch(abc.ABC):
     def named(self, state: SearchState, options: Int[np.ndarray, "D"]) -> Policy:
         """Returns formats by name: unsigned grids for inputs never negative."""
         policy = self.formats_space.policy(options)
-        if self.dynamic_scales:
+        if self.settings.dynamic_scales:
             return policy
         return unsigned_inputs(policy, np.asarray(state.calibration.nonnegative))
 

@@ -5,6 +5,7 @@ import dataclasses
 from fliqs_jax.controller import default, published
 from fliqs_jax.searchers.in_training.controllers import Recipe, recipe
 from fliqs_jax.searchers.in_training.judging import Quality, negated_loss
+from fliqs_jax.searchers.in_training.phases import Phases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,23 @@ class FliqsSettings:
     clip_gradient: bool = True  # no gradient to clipped values
     label_smoothing: float = 0.0
     quality: Quality = negated_loss  # by which policies are judged
+
+    def __post_init__(self):
+        for name in ("judge_every", "calibrate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+
+    def phases(self, steps: int, *, searching: bool) -> Phases:
+        """Returns the phases of a run, or of a training where nothing is searched."""
+        if not searching:
+            return Phases(warmup_end=0, search_end=0, steps=steps)
+        return Phases.of(
+            steps,
+            warmup_fraction=self.warmup_fraction,
+            final_fraction=self.final_fraction,
+        )
 
 
 # The FLIQS authors' code: one sample a step, absmax scales per tensor, no mask on the

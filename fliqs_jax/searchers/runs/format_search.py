@@ -17,7 +17,6 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.fliqs import Fliqs
-from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.searchers.runs.results import SearchResult
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings, run_search
@@ -85,12 +84,7 @@ def search_formats(
     target = cost_target * costs.reference(cost_reference)
     if policy is None:
         check_target(costs, cost_target, cost_reference)
-    searching = policy is None
-    phases = Phases.of(
-        job.steps,
-        warmup_fraction=fliqs.warmup_fraction if searching else 0.0,
-        final_fraction=fliqs.final_fraction if searching else 1.0,
-    )
+    phases = fliqs.phases(job.steps, searching=policy is None)
     classifier = Classifier.of(
         QuantizedModel(
             model,
@@ -109,12 +103,7 @@ def search_formats(
         controller=fliqs.recipe(costs, target, phases),
         phases=phases,
         optimizer=optimizer.make(job.steps),
-        judge_every=fliqs.judge_every,
-        calibrate_every=fliqs.calibrate_every,
-        label_smoothing=fliqs.label_smoothing,
-        quality=fliqs.quality,
-        within_budget=fliqs.within_budget,
-        dynamic_scales=fliqs.dynamic_scales,
+        settings=fliqs,
         policy=policy,
         variables=variables,
         skip_variables=tuple(skip_variables),

@@ -25,7 +25,6 @@ from fliqs_jax.models.supernets import (
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
-from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.in_training.settings import FLIQNAS, FliqsSettings
 from fliqs_jax.searchers.joint.budget import joint_extremes
 from fliqs_jax.searchers.joint.cost import JointCost
@@ -125,11 +124,7 @@ def search_network(
             most=most,
             num_decisions=int((fixed < 0).sum()),
         )
-    phases = Phases.of(
-        job.steps,
-        warmup_fraction=settings.warmup_fraction if searching else 0.0,
-        final_fraction=settings.final_fraction if searching else 1.0,
-    )
+    phases = settings.phases(job.steps, searching=searching)
     target = cost_target * reference
     searcher = Fliqnas(
         classifier=SubnetworkClassifier(
@@ -151,12 +146,7 @@ def search_network(
         phases=phases,
         optimizer=optimizer.make(job.steps),
         fixed=fixed,
-        judge_every=settings.judge_every,
-        calibrate_every=settings.calibrate_every,
-        label_smoothing=settings.label_smoothing,
-        quality=settings.quality,
-        within_budget=settings.within_budget,
-        dynamic_scales=settings.dynamic_scales,
+        settings=settings,
         variables=variables,
         skip_variables=tuple(skip_variables),
     )
