@@ -38,7 +38,8 @@ SCHEDULES = {
 SEARCH_FLAGS = (
     "policy_every", "policy_samples", "policy_temperature", "policy_ridge",
     "policy_learning_rate", "entropy_weight", "entropy_schedule", "reward", "cost_beta",
-    "quality", "judge_on_validation", "warmup_fraction", "final_fraction", "selection",
+    "quality", "judge_on_validation", "warmup_fraction", "final_fraction",
+    "restart_schedule", "selection",
 )  # fmt: skip
 
 
@@ -75,6 +76,12 @@ def define_one_shot_flags() -> None:
     )
     common.define("float", "final_fraction", None, "Of the steps, at the policy found.")
     common.define(
+        "bool",
+        "restart_schedule",
+        None,
+        "Those have a learning-rate schedule of their own (FLIQNAS does).",
+    )
+    common.define(
         "enum",
         "selection",
         None,
@@ -105,6 +112,7 @@ def search_settings(base: FliqsSettings) -> FliqsSettings:
     fields = {
         "judge_every": FLAGS.policy_every,
         "final_fraction": FLAGS.final_fraction,
+        "restart_schedule": FLAGS.restart_schedule,
         "per_channel": FLAGS.per_channel,
         "clip_gradient": FLAGS.clip_gradient,
         "within_budget": _chosen(FLAGS.selection, "within_budget"),

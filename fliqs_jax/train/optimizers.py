@@ -7,13 +7,34 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 def cosine_schedule(
-    learning_rate: float, *, steps: int, warmup_fraction: float = 0.02
+    learning_rate: float,
+    *,
+    steps: int,
+    warmup_fraction: float = 0.02,
+    restart_at: int | None = None,
 ) -> optax.Schedule:
-    """Returns linear warm-up to `learning_rate`, then half a cosine down to zero."""
+    """Returns linear warm-up to `learning_rate`, then half a cosine down to zero.
+
+    Args:
+      learning_rate: the highest.
+      steps: at whose end it is zero.
+      warmup_fraction: of the steps.
+      restart_at: step from which on it is the schedule of a run of the steps left, a
+        warm restart; None is without.
+
+    Reference:
+      Loshchilov and Hutter, SGDR, 2017, https://arxiv.org/abs/1608.03983
+    """
     warmup = max(1, round(warmup_fraction * steps))
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup, max(steps, warmup + 1), 0.0
     )
+    if restart_at is None:
+        return schedule
+    rest = cosine_schedule(
+        learning_rate, steps=steps - restart_at, warmup_fraction=warmup_fraction
+    )
+    return optax.join_schedules([schedule, rest], [restart_at])
 
 
 def make_optimizer(

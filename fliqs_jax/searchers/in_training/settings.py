@@ -17,6 +17,8 @@ class FliqsSettings:
     warmup_fraction: float = 0.1  # of the steps, policies drawn uniformly
     # Of the steps, at the policy found: the choice needs fewer steps than the weights.
     final_fraction: float = 0.5
+    # Whether the steps at the policy found have a learning-rate schedule of their own.
+    restart_schedule: bool = False
     within_budget: bool = True  # final policy: best within budget, or argmax
     calibrate_every: int = 100  # steps between two updates of the clip bounds
     dynamic_scales: bool = False  # absmax of every tensor instead of clip bounds
@@ -32,7 +34,7 @@ class FliqsSettings:
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
 
-    def phases(self, steps: int, *, searching: bool) -> Phases:
+    def make_phases(self, steps: int, *, searching: bool) -> Phases:
         """Returns the phases of a run, or of a training where nothing is searched."""
         if not searching:
             return Phases(warmup_end=0, search_end=0, steps=steps)
@@ -41,6 +43,12 @@ class FliqsSettings:
             warmup_fraction=self.warmup_fraction,
             final_fraction=self.final_fraction,
         )
+
+    def restart_at(self, phases: Phases) -> int | None:
+        """Returns the step at which the learning-rate schedule starts anew, if any."""
+        if not self.restart_schedule or phases.search_end in (0, phases.steps):
+            return None
+        return phases.search_end
 
 
 # The FLIQS authors' code: one sample a step, absmax scales per tensor, no mask on the
@@ -58,4 +66,4 @@ PUBLISHED = FliqsSettings(
 
 # With an architecture to find, early steps go to its largest options (TuNAS: 25 %), and
 # the controller has more to learn.
-FLIQNAS = FliqsSettings(warmup_fraction=0.25, final_fraction=0.4)
+FLIQNAS = FliqsSettings(warmup_fraction=0.25, final_fraction=0.4, restart_schedule=True)

@@ -84,7 +84,7 @@ def search_formats(
     target = cost_target * costs.reference(cost_reference)
     if policy is None:
         check_target(costs, cost_target, cost_reference)
-    phases = fliqs.phases(job.steps, searching=policy is None)
+    phases = fliqs.make_phases(job.steps, searching=policy is None)
     classifier = Classifier.of(
         QuantizedModel(
             model,
@@ -102,7 +102,7 @@ def search_formats(
         target=target,
         controller=fliqs.recipe(costs, target, phases),
         phases=phases,
-        optimizer=optimizer.make(job.steps),
+        optimizer=optimizer.make(job.steps, restart_at=fliqs.restart_at(phases)),
         settings=fliqs,
         policy=policy,
         variables=variables,

@@ -124,7 +124,7 @@ def search_network(
             most=most,
             num_decisions=int((fixed < 0).sum()),
         )
-    phases = settings.phases(job.steps, searching=searching)
+    phases = settings.make_phases(job.steps, searching=searching)
     target = cost_target * reference
     searcher = Fliqnas(
         classifier=SubnetworkClassifier(
@@ -144,7 +144,7 @@ def search_network(
         target=target,
         controller=settings.recipe(costs, target, phases),
         phases=phases,
-        optimizer=optimizer.make(job.steps),
+        optimizer=optimizer.make(job.steps, restart_at=settings.restart_at(phases)),
         fixed=fixed,
         settings=settings,
         variables=variables,

@@ -47,8 +47,13 @@ class OptimizerSettings:
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
 
-    def make(self, steps: int) -> optax.GradientTransformation:
-        schedule = cosine_schedule(self.learning_rate, steps=steps)
+    def make(
+        self, steps: int, *, restart_at: int | None = None
+    ) -> optax.GradientTransformation:
+        """Returns the optimizer of a run; see `cosine_schedule`."""
+        schedule = cosine_schedule(
+            self.learning_rate, steps=steps, restart_at=restart_at
+        )
         return make_optimizer(self.name, schedule, weight_decay=self.weight_decay)
 
 
