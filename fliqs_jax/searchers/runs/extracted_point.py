@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
@@ -19,6 +18,7 @@ from fliqs_jax.models.supernets import extract, subnetwork_sites
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.joint.space import JointSpace
+from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
 from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.searchers.runs.results import describe_sites, versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
@@ -84,9 +84,7 @@ def save_point(
         variables, formats = quantized(vector)
         model, small = extract(space.net, variables, choice)
         state = TrainedState(small.pop("params"), small)
-        rows = {site.path: row for row, site in enumerate(space.net.sites)}
-        kept = np.array([rows[site.path] for site in sites])
-        formats = jax.tree.map(lambda leaf: leaf[kept], formats)
+        formats = extracted_formats(space.net, choice, formats)
         classifier = Classifier.of(QuantizedModel(model, sites=sites), dataset)
         evaluator = Evaluator(classifier, dataset, batch_size=batch_size)
         result = evaluator.test(state, formats)
