@@ -38,8 +38,8 @@ SCHEDULES = {
 SEARCH_FLAGS = (
     "policy_every", "policy_samples", "policy_temperature", "policy_ridge",
     "policy_learning_rate", "entropy_weight", "entropy_schedule", "reward", "cost_beta",
-    "quality", "judge_on_validation", "warmup_fraction", "final_fraction",
-    "restart_schedule", "selection",
+    "quality", "judge_on_validation", "judge_fraction", "warmup_fraction",
+    "final_fraction", "restart_schedule", "selection",
 )  # fmt: skip
 
 
@@ -70,6 +70,9 @@ def define_one_shot_flags() -> None:
     )
     common.define(
         "bool", "judge_on_validation", False, "Judge policies on held-out batches."
+    )
+    common.define(
+        "float", "judge_fraction", None, "Of each batch, on which policies are judged."
     )
     common.define(
         "float", "warmup_fraction", None, "Of the steps, with uniform policies."
@@ -111,6 +114,7 @@ def search_settings(base: FliqsSettings) -> FliqsSettings:
     base = PUBLISHED if FLAGS.form == "published" else base
     fields = {
         "judge_every": FLAGS.policy_every,
+        "judge_fraction": FLAGS.judge_fraction,
         "final_fraction": FLAGS.final_fraction,
         "restart_schedule": FLAGS.restart_schedule,
         "per_channel": FLAGS.per_channel,

@@ -279,6 +279,9 @@ class OneShotSearch(abc.ABC):
         if "judge_image" in batch:  # of which the training pass tells nothing
             known, labels = [], batch["judge_label"]
             images = self.classifier.normalise(batch["judge_image"])
+        count = max(1, round(self.settings.judge_fraction * len(labels)))
+        if count < len(labels):  # all samples on the same images
+            known, images, labels = [], images[:count], labels[:count]
 
         def quality_of(options):
             logits, _ = self.classifier.train_forward(
