@@ -14,8 +14,8 @@ class FliqsSettings:
 
     recipe: Recipe = recipe(default)
     judge_every: int = 8  # steps between two updates of the controller
-    # Of each device's batch, on which samples are judged; below 1 the training pass tells
-    # nothing of its sample. A quarter of the images judges four times as many samples.
+    # Of each device's batch, on which samples are judged: on a quarter of the images
+    # four times as many can be. Below 1 the training pass tells nothing of its sample.
     judge_fraction: float = 1.0
     warmup_fraction: float = 0.1  # of the steps, policies drawn uniformly
     # Of the steps, at the policy found: the choice needs fewer steps than the weights.
