@@ -20,6 +20,7 @@ COST_NAMES = {
     "mean_bits": "mean bits",
     "latency": "latency",
 }
+_LEAST_PART = 4  # characters of a path's part that is cut: "M…_0" still has its number
 
 
 def storage_bits(name: str) -> int | None:
@@ -84,10 +85,26 @@ def duration(seconds: float | int) -> str:
 def shorten(text: str, width: int) -> str:
     """Returns `text` with its middle left out where it is longer than `width`.
 
-    The end of a site's path tells most, so two thirds of the room go to it.
+    Of a site's path the longest part is cut, where that is enough: the others tell one
+    layer from another.
+
+    Example:
+      >>> shorten("EncoderLayer_0/MultiHeadDotProductAttention_0/query", 34)
+      'EncoderLayer_0/Mult…ention_0/query'
     """
     if len(text) <= width:
         return text
+    parts = text.split("/")
+    longest = max(range(len(parts)), key=lambda number: len(parts[number]))
+    room = len(parts[longest]) - (len(text) - width)
+    if room < _LEAST_PART:
+        return _without_middle(text, width)
+    parts[longest] = _without_middle(parts[longest], room)
+    return "/".join(parts)
+
+
+def _without_middle(text: str, width: int) -> str:
+    """Cuts to `width`; the end tells most, so two thirds of the room go to it."""
     tail = max(1, 2 * (width - 1) // 3)
     return text[: max(0, width - 1 - tail)] + "…" + text[-tail:]
 

@@ -126,6 +126,16 @@ def test_nearest_uniform_keeps_the_target(make_run):
     assert words.nearest_uniform(dataclasses.replace(run, summary=summary)) is None
 
 
-def test_long_paths_keep_their_end():
+def test_long_paths_lose_of_their_longest_part():
+    path = "EncoderLayer_7/MultiHeadDotProductAttention_0/query"
+    for width in (25, 26, 34, 50):
+        short = words.shorten(path, width)
+        assert len(short) == width
+        first, middle, last = short.split("/")
+        assert (first, last) == ("EncoderLayer_7", "query")
+        assert middle.startswith("M") and middle.endswith("_0") and "…" in middle
+
+
+def test_longer_paths_keep_their_end():
     assert words.shorten("encoder/layers_11/attention/query", 16) == "encod…tion/query"
     assert words.shorten("Conv_0", 6) == "Conv_0"
