@@ -39,7 +39,7 @@ SEARCH_FLAGS = (
     "policy_every", "policy_samples", "policy_temperature", "policy_ridge",
     "policy_learning_rate", "entropy_weight", "entropy_schedule", "reward", "cost_beta",
     "quality", "judge_on_validation", "judge_fraction", "warmup_fraction",
-    "final_fraction", "restart_schedule", "selection",
+    "warmup_at_target", "final_fraction", "restart_schedule", "selection",
 )  # fmt: skip
 
 
@@ -75,7 +75,13 @@ def define_one_shot_flags() -> None:
         "float", "judge_fraction", None, "Of each batch, on which policies are judged."
     )
     common.define(
-        "float", "warmup_fraction", None, "Of the steps, with uniform policies."
+        "float", "warmup_fraction", None, "Of the steps, before the controller learns."
+    )
+    common.define(
+        "bool",
+        "warmup_at_target",
+        None,
+        "In those, policies that cost the target in expectation.",
     )
     common.define("float", "final_fraction", None, "Of the steps, at the policy found.")
     common.define(
@@ -123,6 +129,7 @@ def search_settings(base: FliqsSettings) -> FliqsSettings:
         "dynamic_scales": _chosen(FLAGS.scales, "absmax"),
         "quality": correct if FLAGS.quality == "accuracy" else None,
         "warmup_fraction": FLAGS.warmup_fraction,
+        "warmup_at_target": FLAGS.warmup_at_target,
         "calibrate_every": FLAGS.calibrate_every,
         "label_smoothing": FLAGS.label_smoothing,
         "recipe": controller_recipe(),

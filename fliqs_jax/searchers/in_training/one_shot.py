@@ -24,7 +24,12 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 from scipy import special
 
-from fliqs_jax.controller import Controller, ControllerState, entropy
+from fliqs_jax.controller import (
+    Controller,
+    ControllerState,
+    entropy,
+    meet_expected_cost,
+)
 from fliqs_jax.policy import Policy
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import (
@@ -169,9 +174,21 @@ class OneShotSearch(abc.ABC):
             params=params,
             model_state=model_state,
             opt_state=self.optimizer.init(params),
-            controller=self.controller.init(jnp.asarray(self.allowed, jnp.float32)),
+            controller=self.controller.init(self.first_logits()),
             calibration=init_calibration(self.formats_space),
             fixed_options=jnp.asarray(self.allowed.argmax(axis=1), jnp.int32),
+        )
+
+    def first_logits(self) -> Float[Array, "L W"]:
+        """Returns the policy of the warm-up: uniform, or the most random at the target.
+
+        Weights that are to serve few bits, or a small network, then do from the start.
+        """
+        uniform = jnp.asarray(self.allowed, jnp.float32)
+        if not (self.searching and self.settings.warmup_at_target):
+            return uniform
+        return meet_expected_cost(
+            uniform, lambda chances: self.costs.expected(chances) / self.target
         )
 
     def step(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:

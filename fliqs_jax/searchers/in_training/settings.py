@@ -17,7 +17,10 @@ class FliqsSettings:
     # Of each device's batch, on which samples are judged: on a quarter of the images
     # four times as many can be. Below 1 the training pass tells nothing of its sample.
     judge_fraction: float = 1.0
-    warmup_fraction: float = 0.1  # of the steps, policies drawn uniformly
+    warmup_fraction: float = 0.1  # of the steps, before the controller learns
+    # Whether policies are then drawn from the most random one that costs the target in
+    # expectation, instead of uniformly.
+    warmup_at_target: bool = False
     # Of the steps, at the policy found: the choice needs fewer steps than the weights.
     final_fraction: float = 0.5
     # Whether the steps at the policy found have a learning-rate schedule of their own.
