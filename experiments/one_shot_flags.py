@@ -38,8 +38,8 @@ SCHEDULES = {
 SEARCH_FLAGS = (
     "policy_every", "policy_samples", "policy_temperature", "policy_ridge",
     "policy_learning_rate", "entropy_weight", "entropy_schedule", "reward", "cost_beta",
-    "quality", "judge_on_validation", "judge_fraction", "warmup_fraction",
-    "warmup_at_target", "final_fraction", "restart_schedule", "selection",
+    "quality", "judge_on_validation", "warmup_fraction", "final_fraction",
+    "restart_schedule", "selection",
 )  # fmt: skip
 
 
@@ -72,16 +72,7 @@ def define_one_shot_flags() -> None:
         "bool", "judge_on_validation", False, "Judge policies on held-out batches."
     )
     common.define(
-        "float", "judge_fraction", None, "Of each batch, on which policies are judged."
-    )
-    common.define(
-        "float", "warmup_fraction", None, "Of the steps, before the controller learns."
-    )
-    common.define(
-        "bool",
-        "warmup_at_target",
-        None,
-        "In those, policies that cost the target in expectation.",
+        "float", "warmup_fraction", None, "Of the steps, with uniform policies."
     )
     common.define("float", "final_fraction", None, "Of the steps, at the policy found.")
     common.define(
@@ -120,7 +111,6 @@ def search_settings(base: FliqsSettings) -> FliqsSettings:
     base = PUBLISHED if FLAGS.form == "published" else base
     fields = {
         "judge_every": FLAGS.policy_every,
-        "judge_fraction": FLAGS.judge_fraction,
         "final_fraction": FLAGS.final_fraction,
         "restart_schedule": FLAGS.restart_schedule,
         "per_channel": FLAGS.per_channel,
@@ -129,7 +119,6 @@ def search_settings(base: FliqsSettings) -> FliqsSettings:
         "dynamic_scales": _chosen(FLAGS.scales, "absmax"),
         "quality": correct if FLAGS.quality == "accuracy" else None,
         "warmup_fraction": FLAGS.warmup_fraction,
-        "warmup_at_target": FLAGS.warmup_at_target,
         "calibrate_every": FLAGS.calibrate_every,
         "label_smoothing": FLAGS.label_smoothing,
         "recipe": controller_recipe(),

@@ -116,23 +116,6 @@ def test_choice_is_the_best_within_the_budget_and_the_state_keeps_it(digits, who
     )
 
 
-def test_warm_up_at_the_target_costs_it_and_is_the_most_random(digits):
-    fixed = np.array([-1, 0, -1, -1, -1])
-    search = make_search(digits, fixed=fixed, warmup_at_target=True)
-    logits = search.init(jax.random.key(0), IMAGE).controller.logits
-    assert (np.isneginf(logits) == np.isneginf(search.allowed)).all()
-    chances = np.asarray(jax.nn.softmax(logits, axis=1))
-    expected = float(search.costs.expected(chances))
-    assert expected == pytest.approx(search.target, rel=1e-3)
-    # Dear options are as probable as a price for cost leaves them: of each decision the
-    # dearer one less, none of them never.
-    probable = np.where(np.isneginf(logits), np.nan, chances)[search.open]
-    assert (np.diff(probable, axis=1)[np.isfinite(np.diff(probable, axis=1))] < 0).all()
-    assert np.nanmin(probable) > 0
-    uniform = make_search(digits, fixed=fixed).init(jax.random.key(0), IMAGE)
-    assert set(np.unique(uniform.controller.logits)) == {-np.inf, 0.0}
-
-
 def test_entropy_and_progress_are_about_what_is_searched(digits, whole_run):
     search = make_search(digits, fixed=np.array([2, 1, -1, -1, -1]))
     start = search.init(jax.random.key(0), digits.train.images[:1])

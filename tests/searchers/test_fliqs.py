@@ -10,7 +10,7 @@ from stepping import run_steps
 
 from fliqs_jax.controller import default, published
 from fliqs_jax.costs import cost_table, site_bops
-from fliqs_jax.data import batches, load_dataset
+from fliqs_jax.data import load_dataset
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
@@ -178,28 +178,10 @@ def test_budget_out_of_reach_names_the_least_cost(digits):
         )
 
 
-@pytest.mark.parametrize("fraction, devices", [(1.0, 1), (0.25, 1), (0.25, 8)])
-def test_samples_are_judged_on_the_first_part_of_each_devices_batch(
-    digits, fraction, devices
-):
-    search = make_search(
-        digits,
-        judge_fraction=fraction,
-        quality=lambda logits, labels: labels.astype(jnp.float32),
-    )
-    mesh = Mesh(np.array(jax.devices()[:devices]), (mapping.AXIS,))
-    reward = run(search, digits, mesh, 5)[2][4]["reward"][0]
-    labels = batches(digits.train, batch_size=32, seed=0).batch(4)["label"]
-    shards = labels.reshape(devices, -1)
-    count = round(fraction * shards.shape[1])
-    assert float(reward) == pytest.approx(shards[:, :count].mean())
-
-
 @pytest.mark.parametrize(
     "setting, value, message",
     [
-        ("judge_fraction", 0.0, "judge_fraction must be above 0"),
-        ("judge_fraction", 1.5, "1 at most, got 1.5"),
+        ("judge_every", 0, "judge_every must be at least 1, got 0"),
         ("calibrate_every", 0, "calibrate_every must be at least 1"),
     ],
 )

@@ -24,12 +24,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 from scipy import special
 
-from fliqs_jax.controller import (
-    Controller,
-    ControllerState,
-    entropy,
-    meet_expected_cost,
-)
+from fliqs_jax.controller import Controller, ControllerState, entropy
 from fliqs_jax.policy import Policy
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import (
@@ -174,21 +169,9 @@ class OneShotSearch(abc.ABC):
             params=params,
             model_state=model_state,
             opt_state=self.optimizer.init(params),
-            controller=self.controller.init(self.first_logits()),
+            controller=self.controller.init(jnp.asarray(self.allowed, jnp.float32)),
             calibration=init_calibration(self.formats_space),
             fixed_options=jnp.asarray(self.allowed.argmax(axis=1), jnp.int32),
-        )
-
-    def first_logits(self) -> Float[Array, "L W"]:
-        """Returns the policy of the warm-up: uniform, or the most random at the target.
-
-        Weights that are to serve few bits, or a small network, then do from the start.
-        """
-        uniform = jnp.asarray(self.allowed, jnp.float32)
-        if not (self.searching and self.settings.warmup_at_target):
-            return uniform
-        return meet_expected_cost(
-            uniform, lambda chances: self.costs.expected(chances) / self.target
         )
 
     def step(self, state: SearchState, batch: dict) -> tuple[SearchState, dict]:
@@ -296,9 +279,6 @@ class OneShotSearch(abc.ABC):
         if "judge_image" in batch:  # of which the training pass tells nothing
             known, labels = [], batch["judge_label"]
             images = self.classifier.normalise(batch["judge_image"])
-        count = max(1, round(self.settings.judge_fraction * len(labels)))
-        if count < len(labels):  # all samples on the same images
-            known, images, labels = [], images[:count], labels[:count]
 
         def quality_of(options):
             logits, _ = self.classifier.train_forward(

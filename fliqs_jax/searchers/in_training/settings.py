@@ -14,13 +14,7 @@ class FliqsSettings:
 
     recipe: Recipe = recipe(default)
     judge_every: int = 8  # steps between two updates of the controller
-    # Of each device's batch, on which samples are judged: on a quarter of the images
-    # four times as many can be. Below 1 the training pass tells nothing of its sample.
-    judge_fraction: float = 1.0
-    warmup_fraction: float = 0.1  # of the steps, before the controller learns
-    # Whether policies are then drawn from the most random one that costs the target in
-    # expectation, instead of uniformly.
-    warmup_at_target: bool = False
+    warmup_fraction: float = 0.1  # of the steps, policies drawn uniformly
     # Of the steps, at the policy found: the choice needs fewer steps than the weights.
     final_fraction: float = 0.5
     # Whether the steps at the policy found have a learning-rate schedule of their own.
@@ -39,11 +33,6 @@ class FliqsSettings:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
-        if not 0.0 < self.judge_fraction <= 1.0:
-            raise ValueError(
-                "judge_fraction must be above 0, and 1 at most, got"
-                f" {self.judge_fraction}"
-            )
 
     def make_phases(self, steps: int, *, searching: bool) -> Phases:
         """Returns the phases of a run, or of a training where nothing is searched."""
