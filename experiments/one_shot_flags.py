@@ -139,6 +139,8 @@ def idle_flags(settings: FliqsSettings, *, given: str | None) -> dict[str, str]:
     idle = {}
     if given is not None:
         idle = dict.fromkeys(SEARCH_FLAGS, f"{given} leaves nothing to search")
+    elif not settings.final_fraction:
+        idle["restart_schedule"] = "no steps are left at what is found"
     if settings.dynamic_scales:
         idle["calibrate_every"] = "absmax scales need no calibration"
     return idle

@@ -11,8 +11,9 @@ from killing import assert_same_end, kill_and_resume
 from launching import SMALL, launch
 
 import fliqs_jax as fq
-from experiments import cost_flags, evaluate, fliqs
+from experiments import cost_flags, evaluate, fliqs, one_shot_flags
 from fliqs_jax import costs
+from fliqs_jax.searchers.in_training.settings import FliqsSettings
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,16 @@ def test_policy_found_can_be_trained_from_scratch(finished, tmp_path, capsys):
         fq.Policy.load(folder / "policy.json") for folder in (finished, workdir)
     )
     assert found == again
+
+
+@pytest.mark.parametrize("given", ["--final_fraction=0", "--form=published"])
+def test_restart_without_steps_to_restart_is_said(given):
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["fliqs", "--restart_schedule", given])
+        settings = one_shot_flags.search_settings(FliqsSettings())
+        idle = one_shot_flags.idle_flags(settings, given=None)
+    assert idle["restart_schedule"] == "no steps are left at what is found"
 
 
 def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tmp_path):
