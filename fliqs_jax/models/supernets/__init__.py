@@ -29,6 +29,7 @@ from fliqs_jax.models.supernets.resnet import (
     cifar_resnet_supernet,
     imagenet_resnet_supernet,
 )
+from fliqs_jax.models.supernets.skipping import skip_dead_layers
 from fliqs_jax.models.supernets.variants import (
     effect_decisions,
     site_decisions,
@@ -58,6 +59,7 @@ __all__ = [
     "register_supernet",
     "site_decisions",
     "site_variants",
+    "skip_dead_layers",
     "subnetwork_parameters",
     "subnetwork_policy",
     "subnetwork_sites",

@@ -7,7 +7,6 @@ all candidates. Candidates are spread over the devices, one or a few on each; im
 the same for all.
 """
 
-import functools
 from collections.abc import Mapping
 
 import jax
@@ -18,7 +17,11 @@ from jaxtyping import Float, Int, PyTree
 
 from fliqs_jax.costs import SiteCost, policy_cost
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
-from fliqs_jax.models.supernets import live_sites, subnetwork_sites
+from fliqs_jax.models.supernets import (
+    live_sites,
+    skip_dead_layers,
+    subnetwork_sites,
+)
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantized_model.static_weights import quantize_weights_by
@@ -326,7 +329,11 @@ class PopulationEvaluator:
 
         def on_device(state, candidates, batch):
             self.compile_count += 1  # runs when traced, not when executed
-            one = functools.partial(function, state)
+
+            def one(candidate, batch):
+                with skip_dead_layers():
+                    return function(state, candidate, batch)
+
             if self.chunk_size == self._mesh.size:
                 alone = jax.tree.map(lambda leaf: leaf[0], candidates)
                 return jax.tree.map(lambda leaf: leaf[None], one(alone, batch))
