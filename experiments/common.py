@@ -48,6 +48,9 @@ CPU_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "1000000000",
 }
 
+# Mistakes and ends that a line tells; anything else is a bug, and shown whole.
+_EXPECTED = (ValueError, FileNotFoundError, TrainingDiverged, processes.Preempted)
+
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 
@@ -374,16 +377,11 @@ def run_or_exit(
     try:
         join_processes(supported=distributed)
         run()
-    except (
-        ValueError,
-        FileNotFoundError,
-        TrainingDiverged,
-        processes.Preempted,
-    ) as error:
-        processes.stop(f"error: {error}")
     except Exception as error:
+        if processes.tells_a_loss(error):
+            processes.stop(processes.lost_message(error))
+        if isinstance(error, _EXPECTED):
+            processes.stop(f"error: {error}")
         if not jax.distributed.is_initialized():
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            processes.stop(processes.lost_message(error))
         processes.stop(traceback.format_exc())

@@ -59,6 +59,7 @@ from fliqs_jax.searchers.runs.cell_search import (
 )
 from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.searchers.runs.scored_search import search_cell_by_scores
+from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.workdir import open_workdir, read_json, write_json
 
@@ -84,6 +85,7 @@ IDLE = {
 }
 
 common.define_common_flags(steps=5000)
+common.define_process_flags()
 common.define(
     "enum", "space", "nasbench201", "Of the cells.", enum_values=[*cells.CELL_SPACES]
 )
@@ -138,7 +140,7 @@ common.define(
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
+    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -175,7 +177,7 @@ def run() -> None:
     }
     with open_workdir(FLAGS.workdir, config, volatile=("session",)) as folder:
         if (folder / "summary.json").exists():
-            print(f"{folder} holds a finished run")
+            common.say(f"{folder} holds a finished run")
             return
         found = search(
             space, dataset, table, limits, search_model, settings, stages, folder
@@ -205,6 +207,7 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
             count=FLAGS.scored_cells,
             seed=FLAGS.seed,
             known=[pathlib.Path(file) for file in FLAGS.scores],
+            say=common.say,
         )
         facts = {**found.facts, "compile_count": scorer.compile_count}
         return dataclasses.replace(found, facts=facts)
@@ -219,6 +222,7 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
         optimizer=search_flags.optimizer_settings(),
         augment=search_flags.augmentation(),
         stages=stages,
+        say=common.say,
     )
 
 
@@ -261,7 +265,7 @@ def finish(
         for unit in ("parameters", "macs")
     ]
     summary = cell_summary(space, limits, found, counts, table, stages)
-    print(f"found {summary['genotype']}")
+    common.say(f"found {summary['genotype']}")
     options = {
         **common.model_options(),
         GENOTYPE_FIELDS[space.name]: str(found.genotype),
@@ -271,8 +275,8 @@ def finish(
     policy = fq.Policy.uniform(sites, "fp32")
     if stages is not None:
         policy = stages.policy(found.repair.formats, sites)
-        print(f"at {', '.join(summary['stage_formats'])}")
-    policy.save(folder / "policy.json")
+        common.say(f"at {', '.join(summary['stage_formats'])}")
+    processes.on_main(lambda: policy.save(folder / "policy.json"))
     accuracy, source, seconds = None, None, 0.0
     if final_steps():
         _, seconds, result = train_network(
@@ -302,8 +306,12 @@ def finish(
         "seed": FLAGS.seed,
         "versions": versions(),
     }
-    write_json(folder / "summary.json", summary)
-    print(f"report: {write_cell_report(folder)}")
+
+    def write():
+        write_json(folder / "summary.json", summary)
+        common.say(f"report: {write_cell_report(folder)}")
+
+    processes.on_main(write)
 
 
 def baselines(

@@ -70,6 +70,7 @@ IDLE = {
 }
 
 common.define_common_flags(steps=5000)
+common.define_process_flags()
 common.define_start_flags()
 search_flags.define_decision_flags()
 supernet_flags.define_supernet_flags()
@@ -146,7 +147,7 @@ finetuning.define_finetuning_flags()
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
+    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -179,7 +180,7 @@ def run() -> None:
     volatile = ("session", "adjustable")
     with open_workdir(FLAGS.workdir, config, volatile=volatile) as folder:
         if finished(folder, shared["adjustable"]):
-            print(f"{folder} holds a finished run")
+            common.say(f"{folder} holds a finished run")
             return
         training = {"seconds": 0.0, "compile_count": 0, "steps": 0}
         if state is None:

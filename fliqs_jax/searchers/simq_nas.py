@@ -41,6 +41,7 @@ from fliqs_jax.searchers.sensitivities.table import (
     make_meter,
     measured_table,
 )
+from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.metrics import ProgressLine
 from fliqs_jax.train.phase_clock import PhaseClock
@@ -171,7 +172,8 @@ def search_front(
 
     Every evaluation is in a log of the folder (`search.csv`; `references.csv` and
     `test.csv` for what is judged): a killed run goes on with nothing evaluated twice,
-    a finished one with more `evaluations`.
+    a finished one with more `evaluations`. Several processes evaluate together, each
+    its share of the candidates.
 
     Args:
       spaces: from `joint_spaces`.
@@ -190,6 +192,7 @@ def search_front(
       ValueError: if a log is another search's, or an evaluation not finite.
     """
     check_objectives(objectives, prices)
+    say = processes.spoken_once(say)
     narrow, wide = spaces
     clock = PhaseClock(folder / "seconds.json")
     own = [name for name in objectives if name != "error"]
@@ -207,7 +210,11 @@ def search_front(
     table = None
     if settings.sensitivity != "none":
         images = batches(dataset.train, batch_size=batch_size, seed=seed)
-        table = _sensitivities(narrow, state, dataset, images, folder, settings, say)
+        table = processes.on_main(
+            lambda: _sensitivities(
+                narrow, state, dataset, images, folder, settings, say
+            )
+        )
         clock.lap("sensitivity")
     guided = _guided(narrow, table, prices[own[0]], settings)
     judge = _Judge(evaluator, dataset, prices, folder, narrow)

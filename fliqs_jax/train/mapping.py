@@ -63,6 +63,18 @@ def _place_leaf(leaf, sharding):
     return jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at])
 
 
+def gather(tree: PyTree) -> PyTree:
+    """Returns `tree` as whole NumPy arrays in every process, however it is sharded."""
+    from jax.experimental import multihost_utils
+
+    def whole(leaf):
+        if getattr(leaf, "is_fully_addressable", True):
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
 def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "rows"] | slice:
     """Returns which rows of a batch lie on this process's devices, ascending.
 

@@ -3,11 +3,14 @@
 import pathlib
 import time
 
+from fliqs_jax.train import processes
 from fliqs_jax.train.workdir import read_json, write_json
 
 
 class PhaseClock:
     """Adds up what each phase took over all sessions, in a file.
+
+    Of several processes each counts for itself; the file has the main one's seconds.
 
     Args:
       file: where the seconds are kept; read if it is there.
@@ -34,4 +37,5 @@ class PhaseClock:
         now = time.monotonic()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self._since = now
-        write_json(self._file, self.seconds)
+        if processes.is_main():
+            write_json(self._file, self.seconds)

@@ -9,12 +9,14 @@ that process's own, and free. How arrays lie on devices is in `mapping`.
 import atexit
 import os
 import pathlib
+import pickle
+import re
 import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,9 @@ import numpy as np
 
 from fliqs_jax.train.mapping import local_rows, make_mesh, shard_batch
 
-_LONGEST_ERROR = 2000  # bytes of the main process's error that the others repeat
+Result = TypeVar("Result")
+
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED): ")
 _PATIENCE_S = 60.0  # for a file to appear on another machine
 _RESUME = (
     "start the same command on all processes again: a run resumes from its last "
@@ -91,12 +95,13 @@ def initialize(
 
 def are_several() -> bool:
     """Returns whether there is more than one process."""
-    return jax.process_count() > 1
+    # Asked in this order, a search that needs no device does not start one up.
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
     """Returns whether this process writes and prints for all."""
-    return jax.process_index() == 0
+    return not are_several() or jax.process_index() == 0
 
 
 def spoken_once(say: Callable[[str], None]) -> Callable[[str], None]:
@@ -104,29 +109,33 @@ def spoken_once(say: Callable[[str], None]) -> Callable[[str], None]:
     return say if is_main() else lambda text: None
 
 
-def on_main(work: Callable[[], None]) -> None:
-    """Runs `work` in the main process while the others wait; its error is everybody's.
+def on_main(work: Callable[[], Result]) -> Result:
+    """Runs `work` in the main process while the others wait; its end is everybody's.
 
     Args:
       work: must not wait for the other processes itself, as steps and checkpoints do.
+
+    Returns:
+      What `work` returns, in every process: None, or what can be pickled.
 
     Raises:
       ValueError: in the other processes, with the text of what `work` raised.
     """
     if not are_several():
-        work()
-        return
-    failure = None
+        return work()
+    result, failure = None, None
     if is_main():
         try:
-            work()
+            result = work()
         except Exception as error:  # the others must not wait for ever
             failure = error
-    text = _from_main("" if failure is None else str(failure) or repr(failure))
+    text = None if failure is None else str(failure) or repr(failure)
+    text, shared = _from_main((text, result))
     if failure is not None:
         raise failure
-    if text:
+    if text is not None:
         raise ValueError(text)
+    return shared
 
 
 def preempted(look: int) -> bool:
@@ -196,20 +205,33 @@ def stop(message: str) -> NoReturn:
     os._exit(1)
 
 
+def tells_a_loss(error: Exception) -> bool:
+    """Returns whether an error is how JAX tells that another process is gone.
+
+    What the runtime finds while an array is read comes as a ValueError, told from a
+    user's mistake by the name of a status in front of its text.
+    """
+    if not jax.distributed.is_initialized():
+        return False
+    named = isinstance(error, ValueError) and _STATUS.match(str(error))
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(named)
+
+
 def lost_message(error: Exception) -> str:
     """Returns what to tell a person whose run ended by an error of JAX's runtime."""
     text = (str(error).splitlines() or [""])[0]
     return f"error: another process was probably lost ({text[:200]}); {_RESUME}"
 
 
-def _from_main(text: str) -> str:
+def _from_main(value: Any) -> Any:
     from jax.experimental import multihost_utils
 
-    buffer = np.zeros(_LONGEST_ERROR, np.uint8)
-    encoded = text.encode()[:_LONGEST_ERROR]
-    buffer[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    sent = multihost_utils.broadcast_one_to_all(buffer)
-    return bytes(sent).rstrip(b"\0").decode(errors="replace")
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    buffer = np.zeros(size, np.uint8)
+    if is_main():
+        buffer[:] = data
+    return pickle.loads(bytes(multihost_utils.broadcast_one_to_all(buffer)))
 
 
 def _connect_devices() -> None:
@@ -223,7 +245,7 @@ def _connect_devices() -> None:
     ones = np.ones(mesh.size, np.float32)[local_rows(mesh.size, mesh)]
     assert float(jax.jit(jnp.sum)(shard_batch(ones, mesh))) == mesh.size
     assert all_agree(True)
-    assert not _from_main("")
+    assert _from_main(True)
 
 
 def _prepare_last_words() -> None:

@@ -1,6 +1,7 @@
 """Launchers as several processes on the loopback address: results, losses, restarts."""
 
 import json
+import os
 import signal
 import time
 
@@ -8,17 +9,20 @@ import jax
 import numpy as np
 import pytest
 import several_processes
+import small_supernets
 from absl import flags
 from absl.testing import flagsaver
 from launching import SMALL
 
 from experiments import (
     common,
+    dca_nas,
     fliqnas,
     fliqs,
     learning_compression,
     qbitopt,
     sensitivity,
+    simq_nas,
 )
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.metrics import read_metrics
@@ -186,6 +190,16 @@ def checkpoints_of(workdir):
                 " widths=((4, 8), (8,), (12,))",
             ),
         ),
+        (
+            "dca_nas",
+            (
+                "--undefok=model,cost_target,formats,policy_every,calibrate_every",
+                *("--model_options=width=8,num_cells=1", "--steps=30"),
+                *("--final_steps=90", "--parameter_limit=30000"),
+                "--search_options=bottleneck=2",
+                "--validation_fraction=0.5",
+            ),
+        ),
     ],
 )
 def test_other_launchers_end_with_two_processes(launcher, changed, tmp_path, cache):
@@ -200,6 +214,67 @@ def test_other_launchers_end_with_two_processes(launcher, changed, tmp_path, cac
     assert summary["accuracy"] > 0.5  # chance is 0.1
 
 
+# A joint search of seconds; its point is trained on.
+JOINT = (
+    "--undefok=policy_every,calibrate_every,model",
+    "--supernet=small_supernets:digits_supernet",
+    "--formats=int4,int8",
+    "--evaluations=12",
+    "--population=6",
+    "--reference_networks=1",
+    "--finetune_steps=10",
+    "--evaluate_every=0",
+)
+
+
+@pytest.fixture
+def own_supernet(monkeypatch):
+    """Has the launchers' processes import `small_supernets`."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(small_supernets.__file__))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_supernet")
+def test_two_processes_find_the_front_of_one_with_two_devices(tmp_path, cache):
+    found = []
+    for processes, devices in ((1, 2), (2, 1)):
+        workdir = tmp_path / f"of_{processes}"
+        texts = several_processes.run(
+            command(workdir, *JOINT, launcher="simq_nas"),
+            processes=processes,
+            devices=devices,
+            cache=cache,
+        )
+        assert [f"report: {workdir}" in text for text in texts] == [True, False][
+            :processes
+        ]
+        summary = json.loads((workdir / "summary.json").read_text())
+        logs = [(workdir / f"{n}.csv").read_text() for n in ("search", "test", "front")]
+        found.append((logs, summary["accuracy"], summary["chosen"], summary["front"]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_supernet")
+def test_joint_search_goes_on_in_two_processes_where_one_was_killed(tmp_path, cache):
+    workdir = tmp_path / "killed"
+    arguments = command(workdir, *JOINT, launcher="simq_nas")
+    started = several_processes.start(arguments, processes=2, devices=1, cache=cache)
+    deadline, log = time.monotonic() + 600, workdir / "search.csv"
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGKILL)
+    texts = several_processes.outputs(started, timeout=STOPPED_WITHIN_S)
+    assert "start the same command on all processes again" in texts[0], texts[0]
+    rows = log.read_text().splitlines()
+    several_processes.run(arguments, processes=2, devices=1, cache=cache)
+    evaluated = log.read_text().splitlines()
+    assert evaluated[: len(rows)] == rows and len(evaluated) == 13
+    assert len(set(evaluated)) == 13
+
+
 def error_of(launcher, *arguments, distributed=True):
     """What a launcher says to these flags, before anything is read or compiled."""
     with flagsaver.flagsaver():
@@ -210,7 +285,9 @@ def error_of(launcher, *arguments, distributed=True):
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("launcher", [fliqs, fliqnas, qbitopt, learning_compression])
+@pytest.mark.parametrize(
+    "launcher", [fliqs, fliqnas, qbitopt, learning_compression, simq_nas, dca_nas]
+)
 def test_flags_of_processes_need_distributed(launcher):
     assert "--process_id=1 needs --distributed" in error_of(launcher, "--process_id=1")
 

@@ -94,6 +94,11 @@ def check_errors() -> None:
         raise ValueError("only the main process knows")
 
     assert error_of(lambda: processes.on_main(fail)) == "only the main process knows"
+    index = jax.process_index()
+    assert processes.on_main(lambda: {"index": index, "long": "x" * 5000}) == {
+        "index": 0,
+        "long": "x" * 5000,
+    }
     text = error_of(
         lambda: processes.check_same(str(FLAGS.process_id).encode, "number")
     )

@@ -59,3 +59,18 @@ def test_where_jax_finds_no_cluster_the_error_names_what_is_missing(monkeypatch)
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ValueError, match=r"elsewhere give .*; got None, 2 and None"):
         processes.initialize(num_processes=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "several", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: closed by peer"), True, True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: closed by peer"), False, False),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: tasks are gone"), True, True),
+        (ValueError("steps must be at least 1, got 0"), True, False),
+        (KeyError("UNKNOWN: "), True, False),
+    ],
+)
+def test_a_lost_process_is_told_from_a_mistake(monkeypatch, error, several, lost):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: several)
+    assert processes.tells_a_loss(error) == lost

@@ -3,8 +3,8 @@
 Each candidate is masked, gets batch statistics of its own, is quantized after training
 (static ranges from training images) and run on the validation split; nothing is
 trained. Architecture and formats are data, so each of five programs compiles once for
-all candidates. Candidates are spread over the devices, one or a few on each; images are
-the same for all.
+all candidates. Candidates are spread over the devices, of all processes, one or a few
+on each; images are the same for all.
 """
 
 from collections.abc import Mapping
@@ -34,10 +34,11 @@ from fliqs_jax.searchers.joint.static_calibration import (
     static_input_formats,
 )
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.train import processes
 from fliqs_jax.train.batch_statistics import read_momentum, recalibrate
 from fliqs_jax.train.classifier import Classifier, training_arguments
 from fliqs_jax.train.losses import correct
-from fliqs_jax.train.mapping import AXIS, place
+from fliqs_jax.train.mapping import AXIS, gather, place
 
 # Not "data": there, models may average over the devices, which here have other
 # candidates each.
@@ -150,6 +151,7 @@ class PopulationEvaluator:
         """
         split = self._dataset.validation if split is None else split
         vectors, found = np.asarray(vectors), []
+        processes.check_same(vectors.tobytes, "choice of candidates")
         for start in range(0, len(vectors), self.chunk_size):
             part = vectors[start : start + self.chunk_size]
             # The last chunk is filled up: all are of one shape.
@@ -168,7 +170,7 @@ class PopulationEvaluator:
         """
         filled = np.repeat(np.asarray(vector)[None], self.chunk_size, axis=0)
         weights, formats, model_state = jax.tree.map(
-            lambda leaf: leaf[0], jax.device_get(self._prepared(filled))
+            lambda leaf: leaf[0], gather(self._prepared(filled))
         )
         return {"params": weights, **model_state}, formats
 
@@ -183,7 +185,7 @@ class PopulationEvaluator:
         for batch in evaluation_batches(split, self._batch_size):
             hits = hits + self._run("hits", prepared, batch)
             count += batch["mask"].sum()
-        return np.asarray(jax.device_get(hits), np.float64) / count
+        return np.asarray(gather(hits), np.float64) / count
 
     def _prepared(self, vectors):
         """Returns weights, formats and batch statistics of a chunk of candidates."""
@@ -239,7 +241,7 @@ class PopulationEvaluator:
                 self._run("observe", (masked, model_state), batch)
                 for batch in self._training_batches(self._ptq.batches)
             ]
-            known = jax.device_get((model_state, InputSamples.of(seen)))
+            known = gather((model_state, InputSamples.of(seen)))
             for row, name in enumerate(names):
                 self._remembered.pop(name, None)
                 self._remembered[name] = jax.tree.map(lambda x, row=row: x[row], known)

@@ -3,7 +3,8 @@
 Columns: for every decision `NAME:K` (K its number of options, the cell an option index
 0...K-1), then for every objective its name (the value, so written that it reads back
 exactly). A row is appended when its evaluation has finished; a last line that a killed
-run left unfinished is dropped.
+run left unfinished is dropped. Of several processes the main one reads and writes for
+all.
 """
 
 import csv
@@ -17,6 +18,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from fliqs_jax.files import replace_text
 from fliqs_jax.searchers.multi_objective.decisions import Decisions, select_new
+from fliqs_jax.train import processes
 
 
 class SearchLog:
@@ -56,6 +58,15 @@ class SearchLog:
           ValueError: if the log is of another space or other objectives, or a line of
             it (other than an unfinished last one) makes no sense.
         """
+        return processes.on_main(self._read)
+
+    def append(
+        self, vectors: Int[np.ndarray, "N D"], values: Float[np.ndarray, "N M"]
+    ) -> None:
+        """Appends evaluations in one write that has reached the disk on return."""
+        processes.on_main(lambda: self._append(vectors, values))
+
+    def _read(self):
         width = len(self._decisions.counts)
         whole, _, torn = self._text().rpartition("\n")
         if not whole and not _line(self._columns).startswith(torn):
@@ -85,10 +96,7 @@ class SearchLog:
             np.asarray(values, np.float64).reshape(shape),
         )
 
-    def append(
-        self, vectors: Int[np.ndarray, "N D"], values: Float[np.ndarray, "N M"]
-    ) -> None:
-        """Appends evaluations in one write that has reached the disk on return."""
+    def _append(self, vectors, values):
         text = self._text()
         whole, _, torn = text.rpartition("\n")
         if not whole:

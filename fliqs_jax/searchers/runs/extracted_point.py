@@ -22,6 +22,7 @@ from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
 from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.searchers.runs.results import describe_sites, versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.workdir import open_workdir, read_json, write_json
@@ -79,8 +80,9 @@ def save_point(
         "network": extracted_network(space, vector, dataset, network),
     }
     with open_workdir(folder, identity, volatile=("session",)) as folder:
-        if (folder / "summary.json").exists():
-            return read_json(folder / "summary.json")
+        file = folder / "summary.json"
+        if processes.on_main(file.exists):
+            return processes.on_main(lambda: read_json(file))
         variables, formats = quantized(vector)
         model, small = extract(space.net, variables, choice)
         state = TrainedState(small.pop("params"), small)
@@ -89,7 +91,6 @@ def save_point(
         evaluator = Evaluator(classifier, dataset, batch_size=batch_size)
         result = evaluator.test(state, formats)
         save_network(folder, state, formats, classifier, static=True)
-        policy.save(folder / "policy.json")
         summary = {
             "accuracy": result["accuracy"],
             "loss": result["loss"],
@@ -97,7 +98,12 @@ def save_point(
             "seed": seed,
             "versions": versions(),
         }
-        write_json(folder / "summary.json", summary)
+
+        def write():
+            policy.save(folder / "policy.json")
+            write_json(file, summary)
+
+        processes.on_main(write)
         return summary
 
 

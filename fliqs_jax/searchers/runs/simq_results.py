@@ -36,6 +36,7 @@ from fliqs_jax.searchers.runs.extracted_point import (
 from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.searchers.simq_nas import FoundFront, SimqSettings, front_summary
+from fliqs_jax.train import processes
 from fliqs_jax.train.metrics import MetricsWriter
 from fliqs_jax.train.workdir import write_json
 
@@ -94,10 +95,15 @@ def write_search(
       ValueError: if no point is within the limits. The front and the report are
         written even so.
     """
+    say = processes.spoken_once(say)
     cost = found.result.objectives[1]
     reference = found.full[selection.reference]
-    write_front(folder / "front.csv", found.space, found.points)
-    _write_metrics(folder, found)
+
+    def write_found():
+        write_front(folder / "front.csv", found.space, found.points)
+        _write_metrics(folder, found)
+
+    processes.on_main(write_found)
     summary = {
         "accuracy": None,
         "supernet": network["supernet"],
@@ -178,9 +184,9 @@ def write_search(
         **facts,
     }
     policy = found.space.policy(point.vector)
-    policy.save(folder / "policy.json")
+    processes.on_main(lambda: policy.save(folder / "policy.json"))
     _write(folder, summary)
-    run = read_run(folder / name)
+    run = processes.on_main(lambda: read_run(folder / name))
     say(sites_table(run.config.sites, run.policy))
     say(f"test accuracy {accuracy:.2%} ({source}), in {folder / chosen}")
     say(f"report: {folder / 'report.html'}")
@@ -188,9 +194,12 @@ def write_search(
 
 
 def _write(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
-    write_json(folder / "summary.json", summary)
-    write_front_plot(folder / "front.png", summary)
-    write_front_report(folder)
+    def write():
+        write_json(folder / "summary.json", summary)
+        write_front_plot(folder / "front.png", summary)
+        write_front_report(folder)
+
+    processes.on_main(write)
 
 
 def _described(points: Sequence) -> list[dict[str, Any]]:

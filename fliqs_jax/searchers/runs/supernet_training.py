@@ -41,6 +41,7 @@ from fliqs_jax.searchers.runs.run_folder import (
 )
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.fitting import (
     fit_variables,
@@ -281,18 +282,23 @@ def train_supernet(
     }
     with open_run(workdir, identity, config) as (folder, finished):
         if finished:
-            say(f"{folder} holds a trained super-network")
+            processes.spoken_once(say)(f"{folder} holds a trained super-network")
             return load_supernet(folder, net)
         state, evaluator, facts = run_job(
             trainer, dataset, job, workdir=str(folder), mesh=mesh, say=say
         )
         policy = Policy.uniform(net.sites, "fp32")
-        policy.save(folder / "policy.json")
         save_network(folder, state, policy.formats(net.sites), classifier)
         summary = {"steps": job.steps, "seed": job.seed, **facts}
         if len(dataset.validation):
             summary["validation_accuracy"] = evaluator.validate(state, None)["accuracy"]
-        write_json(folder / "summary.json", {**summary, "versions": versions()})
+
+        def write():
+            policy.save(folder / "policy.json")
+            write_json(folder / "summary.json", {**summary, "versions": versions()})
+
+        processes.on_main(write)
+        processes.await_file(folder / "summary.json")
     return TrainedState(params=state.params, model_state=state.model_state)
 
 
