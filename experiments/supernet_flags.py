@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 # What --supernet_from leaves without effect.
 TRAINING = (
-    "steps", "subnetworks", "sandwich", "temperature", "learning_rate",
+    "steps", "subnetworks", "sandwich", "temperature", "clip_norm", "learning_rate",
     "label_smoothing", "mapping", "steps_per_call", "log_every", "evaluate_every",
     "checkpoint_every", "profile",
 )  # fmt: skip
@@ -45,6 +45,9 @@ def define_supernet_flags() -> None:
     common.define(
         "float", "temperature", 5.0, "Of the full network's lesson to sub-networks."
     )
+    common.define(
+        "float", "clip_norm", 5.0, "Of the super-network's gradient; 0 is no clipping."
+    )
 
 
 def supernet_settings() -> SupernetSettings:
@@ -54,6 +57,7 @@ def supernet_settings() -> SupernetSettings:
         sandwich=FLAGS.sandwich,
         temperature=FLAGS.temperature,
         label_smoothing=FLAGS.label_smoothing,
+        clip_norm=FLAGS.clip_norm,
     )
 
 

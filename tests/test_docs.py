@@ -2,7 +2,10 @@
 
 import pathlib
 import re
+import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -15,6 +18,7 @@ from experiments import (  # noqa: F401
     fliqnas,
     simq_nas,
 )
+from fliqs_jax.models.supernets import extract
 from fliqs_jax.searchers import linas
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -75,3 +79,19 @@ def test_linas_searches_by_the_lines_of_its_page():
     names = {"linas": linas, "evaluate": objectives}
     exec(block, names)
     assert names["result"].exhausted and len(names["result"].vectors) == 18
+
+
+def test_own_supernet_of_the_page_extracts_what_it_masks(monkeypatch):
+    page = (ROOT / "docs" / "simq_nas.md").read_text()
+    (block,) = re.findall(r"```python\n# my_nets.py\n(.*?)```", page, re.DOTALL)
+    module = types.ModuleType("my_nets")
+    monkeypatch.setitem(sys.modules, "my_nets", module)  # dataclasses look it up
+    exec(block, vars(module))
+    net = module.supernet(num_classes=10, image_shape=(8, 8, 1))
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    variables = net.model.init(jax.random.key(1), images)
+    for choice in np.array([[0, 0, 0], [1, 1, 2], [2, 2, 2]]):
+        model, small = extract(net, variables, choice)
+        params = net.mask(variables["params"], choice)
+        masked = net.model.apply({**variables, "params": params}, images)
+        np.testing.assert_allclose(model.apply(small, images), masked, atol=1e-5)

@@ -22,6 +22,7 @@ from fliqs_jax.train import processes
 
 _CONFIG = "config.json"
 _LONGEST = 120  # characters of a value in a message
+_MOST_LINES = 12  # of settings that differ
 _LOCK = ".lock"  # hidden files do not count when a folder is judged to be empty
 
 
@@ -134,11 +135,16 @@ def _check_owner(
         raise ValueError(f"{file} does not hold the settings of a run: remove it")
     there, now = _flat(old, volatile), _flat(config, volatile)
     no = "(absent)"
+    # What both have tells more than what one of two kinds of run does not know.
+    names = sorted(there.keys() & now.keys()) + sorted(there.keys() ^ now.keys())
     lines = [
         f"  {name}: {there.get(name, no)} there, {now.get(name, no)} now"
-        for name in sorted(there.keys() | now.keys())
+        for name in names
         if there.get(name) != now.get(name)
     ]
+    if len(lines) > _MOST_LINES:
+        rest = len(lines) - _MOST_LINES
+        lines[_MOST_LINES:] = [f"  and {rest} more, see {file}"]
     if lines:
         raise ValueError(
             f"workdir {folder} belongs to a run with other settings; choose another "

@@ -64,6 +64,7 @@ TINY = (
         (["--finetune_steps=-1"], "--finetune_steps must not be negative, got -1"),
         (["--finetune_learning_rate=0"], "must be positive, got 0"),
         (["--subnetworks=0"], "subnetworks must be at least 1, got 0"),
+        (["--clip_norm=-1"], "clip_norm must be positive, or 0 for none, got -1"),
         (["--searched_loss=-1"], "searched_loss must be 0 or more percentage points"),
         (["--population=1"], "population must be at least 2, got 1"),
         (["--seeded_fraction=2"], "seeded_fraction must be in \\[0, 1\\], got 2"),

@@ -178,3 +178,16 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_json(file, {"accuracy": 0.75})
     assert read_json(file) == {"accuracy": 0.5}
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_run_of_another_kind_is_told_in_a_few_lines(tmp_path):
+    theirs = {"method": "fliqs", **{f"only_there{n}": n for n in range(30)}}
+    ours = {"method": "qbitopt", **{f"only_here{n}": n for n in range(30)}}
+    with open_workdir(tmp_path / "run", theirs):
+        pass
+    with pytest.raises(ValueError) as refused, open_workdir(tmp_path / "run", ours):
+        pass
+    first, *lines = str(refused.value).splitlines()
+    assert "belongs to a run with other settings" in first
+    assert lines[0] == '  method: "fliqs" there, "qbitopt" now'
+    assert len(lines) == 13 and lines[-1].startswith("  and 49 more, see ")

@@ -73,6 +73,9 @@ class SupernetSettings:
     sandwich: bool = False  # the smallest sub-network, too
     temperature: float = 5.0  # of the teacher's and the students' predictions
     label_smoothing: float = 0.0
+    # Of the weights' gradient, by its norm over all of them; 0 is not at all. T^2 makes
+    # the lesson's gradient large while networks are fresh and disagree.
+    clip_norm: float = 5.0
 
     def __post_init__(self):
         if self.subnetworks + self.sandwich < 1 or self.subnetworks < 0:
@@ -82,6 +85,18 @@ class SupernetSettings:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not self.clip_norm >= 0:
+            raise ValueError(
+                f"clip_norm must be positive, or 0 for none, got {self.clip_norm}"
+            )
+
+    def clipped(
+        self, optimizer: optax.GradientTransformation
+    ) -> optax.GradientTransformation:
+        """Returns the optimizer of gradients that are clipped."""
+        if not self.clip_norm:
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -264,7 +279,7 @@ def train_supernet(
     trainer = SupernetTrainer(
         classifier=classifier,
         net=net,
-        optimizer=optimizer.make(job.steps),
+        optimizer=settings.clipped(optimizer.make(job.steps)),
         settings=settings,
         variables=variables,
         skip_variables=tuple(skip_variables),
