@@ -10,6 +10,7 @@ Reference: SimQ-NAS, 2023, https://arxiv.org/abs/2312.13301
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -190,6 +191,7 @@ def search_front(
 
     Raises:
       ValueError: if a log is another search's, or an evaluation not finite.
+      Preempted: if one of several processes was told to terminate.
     """
     check_objectives(objectives, prices)
     say = processes.spoken_once(say)
@@ -273,11 +275,17 @@ def _limits(judge, settings) -> dict[str, float]:
 def _searched(space, judge, guided, clock, folder, seed, settings, say):
     """Searches to the end, or goes on where the log ends."""
     evaluator, log = judge.evaluator, folder / _SEARCH_LOG
+    looks = itertools.count()
     with ProgressLine(settings.evaluations) as line:
         done = _logged(log)
 
         def evaluate(vectors):
             nonlocal done
+            if processes.preempted(next(looks)):
+                raise processes.Preempted(
+                    f"told to stop (SIGTERM) after {done} of {settings.evaluations}"
+                    " evaluations: start the same command again to go on"
+                )
             values = judge.objectives(vectors)
             clock.lap("search")
             done += len(vectors)

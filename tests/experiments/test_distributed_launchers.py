@@ -275,6 +275,26 @@ def test_joint_search_goes_on_in_two_processes_where_one_was_killed(tmp_path, ca
     assert len(set(evaluated)) == 13
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_supernet")
+def test_joint_search_stops_when_one_process_is_told_to_terminate(tmp_path, cache):
+    workdir, log = tmp_path / "terminated", tmp_path / "terminated" / "search.csv"
+    arguments = command(workdir, *JOINT, "--evaluations=400", launcher="simq_nas")
+    started = several_processes.start(arguments, processes=2, devices=1, cache=cache)
+    deadline = time.monotonic() + 600
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    texts = several_processes.outputs(started, timeout=300)
+    for process, text in zip(started, texts, strict=True):
+        assert process.returncode == 1
+        assert "of 400 evaluations: start the same command again to go on" in text
+    rows = log.read_text().splitlines()
+    assert f"told to stop (SIGTERM) after {len(rows) - 1} of" in texts[0]
+
+
 def error_of(launcher, *arguments, distributed=True):
     """What a launcher says to these flags, before anything is read or compiled."""
     with flagsaver.flagsaver():
