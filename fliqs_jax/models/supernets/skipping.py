@@ -1,8 +1,8 @@
 """Leaving out the layers of a masked network that are dead as a whole.
 
-A block left out is nothing but zeros in the full network's arrays:
-masking alone would multiply by them all the same. Which layers those are is data, so
-one compiled program leaves out others for each sub-network.
+A block left out is nothing but zeros in the full network's arrays: masking alone would
+multiply by them all the same. Which layers those are is data, so one compiled program
+leaves out others for each sub-network.
 """
 
 import contextlib
@@ -36,9 +36,8 @@ def skip_dead_layers() -> Iterator[None]:
 
     def intercept(next_fun, args, kwargs, context):
         module = context.module
-        if module.is_initializing() or not any(
-            runs_call_of(kind, context) for kind in _LINEAR
-        ):
+        linear = any(runs_call_of(kind, context) for kind in _LINEAR)
+        if not linear or not module.has_variable("params", "kernel"):  # or in `init`
             return next_fun(*args, **kwargs)
         own = [module.get_variable("params", name) for name in ("kernel", "bias")]
         live = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(own)]
