@@ -90,10 +90,10 @@ SMALL = {
 }
 
 
-def small_supernet(name: str) -> SuperNetwork:
+def small_supernet(name: str, **overrides) -> SuperNetwork:
     if name == "own":
-        return stack_supernet()
-    return create_supernet(name, num_classes=3, **SMALL[name])
+        return stack_supernet(**overrides)
+    return create_supernet(name, num_classes=3, **SMALL[name], **overrides)
 
 
 def random_variables(net: SuperNetwork, seed: int = 0):

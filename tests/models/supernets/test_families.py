@@ -58,27 +58,27 @@ def live(net, tree, collection, choice):
     }
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance):
     assert found.keys() == expected.keys()
     largest = max((np.abs(want).max() for want in expected.values()), default=0.0)
     for path, want in expected.items():
         np.testing.assert_allclose(
-            found[path], want, rtol=1e-3, atol=1e-5 * largest, err_msg=path
+            found[path], want, tolerance, tolerance * largest, err_msg=path
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_masked_network_is_the_extracted_one(family, seeds=(0,)):
-    net = small_supernet(family)
-    variables, images = random_variables(net), random_images(net)
+def assert_masked_is_extracted(net, choices, dtype, tolerance):
+    variables, images = jax.tree.map(
+        lambda leaf: leaf.astype(dtype), (random_variables(net), random_images(net))
+    )
     masked = runner(net.model, net.mask)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape), variables["params"])
-    for choice in [random_choice(net, seed) for seed in seeds]:
+    for choice in choices:
         model, small = supernets.extract(net, variables, choice)
         kept = jax.tree.map(np.asarray, net.mask(ones, choice))
         # What is dead may be anything, NaN too.
         poisoned = jax.tree.map(
-            lambda keep, leaf: np.where(keep, leaf, np.nan).astype(np.float32),
+            lambda keep, leaf: np.where(keep, leaf, np.nan).astype(dtype),
             kept,
             variables["params"],
         )
@@ -96,16 +96,27 @@ def test_masked_network_is_the_extracted_one(family, seeds=(0,)):
             (gradients, expected[3], "params"),
         ):
             want = flax.traverse_util.flatten_dict(want)
-            assert_same(live(net, found, collection, choice), want)
+            assert_same(live(net, found, collection, choice), want, tolerance)
         dead = jax.tree.map(lambda keep, g: np.where(keep, 0, g), kept, gradients)
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(dead))
     assert masked._cache_size() == 1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masked_network_is_the_extracted_one(family):
+    net = small_supernet(family)
+    assert_masked_is_extracted(net, [random_choice(net, 0)], np.float32, 1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masked_network_is_the_extracted_one_for_many_choices(family):
-    test_masked_network_is_the_extracted_one(family, seeds=range(1, 6))
+    # In double precision: sums of other lengths differ in their last bits, which batch
+    # norm over few examples blows up to a leak's size in single precision.
+    with jax.enable_x64(True):
+        net = small_supernet(family, **({} if family == "own" else {"dtype": float}))
+        choices = [random_choice(net, seed) for seed in range(1, 6)]
+        assert_masked_is_extracted(net, choices, np.float64, 1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
