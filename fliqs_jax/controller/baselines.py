@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fliqs_jax.checks import check_within
+
 
 class BaselineState(NamedTuple):
     """A running mean of rewards."""
@@ -101,5 +103,4 @@ def _move(state: BaselineState, reward: Array, rate: Array) -> BaselineState:
 
 
 def _check_decay(decay: float) -> None:
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    check_within("[0, 1)", decay=decay)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
+from fliqs_jax.checks import check_at_least, check_not_negative
 from fliqs_jax.controller.policy_gradient import entropy, sample_options
 
 Average = Callable[[Any], Any]  # a tree of arrays -> its mean over devices
@@ -60,12 +61,8 @@ class Controller:
     score: Callable[[ControllerState], Array]  # see `final_scores`
 
     def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
-        if self.warmup_steps < 0:
-            raise ValueError(
-                f"warmup_steps must not be negative, got {self.warmup_steps}"
-            )
+        check_at_least(1, num_samples=self.num_samples)
+        check_not_negative(warmup_steps=self.warmup_steps)
 
     def init(self, logits: Float[ArrayLike, "L K"]) -> ControllerState:
         """Returns the state at step 0.

@@ -7,6 +7,7 @@ may overlap. What was measured on a device is priced by `measured_latency`.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.costs.policy_cost import SiteCost, SiteFilter, policy_cost
 from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
@@ -121,8 +122,7 @@ def make_site_latency(device: Device, *, batch_size: int = 1) -> SiteCost:
     Reference:
       Williams et al., Roofline, 2009, https://doi.org/10.1145/1498765.1498785
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_at_least(1, batch_size=batch_size)
 
     def site_latency(site: Site, weight_bits: int, activation_bits: int) -> float:
         ops = 2 * batch_size * site.macs

@@ -11,6 +11,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Key, Num
 
+from fliqs_jax.checks import check_not_negative
+
 # Sets whose classes a mirror image would change or confuse (digits, letters, signs).
 _NO_FLIP = ("svhn_cropped",)
 _NO_AUGMENTATION = (
@@ -31,10 +33,7 @@ class AugmentConfig:
     flip: bool = False  # mirror left-right with probability one half
 
     def __post_init__(self):
-        if self.crop_padding < 0:
-            raise ValueError(
-                f"crop_padding must not be negative, got {self.crop_padding}"
-            )
+        check_not_negative(crop_padding=self.crop_padding)
 
 
 def default_augmentation(name: str) -> AugmentConfig:

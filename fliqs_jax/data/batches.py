@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
+from fliqs_jax.checks import check_at_least, check_not_negative
 from fliqs_jax.data.dataset import Examples, Reader
 from fliqs_jax.data.splitting import shuffled
 
@@ -40,8 +41,7 @@ class BatchOrder:
                 f"batch_size must be between 1 and the split's {self.num_examples} "
                 f"examples, got {self.batch_size}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_not_negative(seed=self.seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,8 +49,7 @@ class BatchOrder:
 
     def indices(self, step: int) -> Int[np.ndarray, "B"]:
         """Returns the positions of the step's examples in the split."""
-        if step < 0:
-            raise ValueError(f"step must not be negative, got {step}")
+        check_not_negative(step=step)
         epoch, within = divmod(int(step), self.steps_per_epoch)
         order = _epoch_order(self.num_examples, self.seed, epoch)
         return order[within * self.batch_size :][: self.batch_size]
@@ -133,8 +132,7 @@ def evaluation_batches(
     Raises:
       ValueError: if `batch_size` is below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_at_least(1, batch_size=batch_size)
     return _padded_batches(split, np.arange(batch_size)[rows], batch_size)
 
 

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from fliqs_jax.checks import check_within
 from fliqs_jax.data.cache import cached_arrays, default_cache_dir
 from fliqs_jax.data.dataset import Dataset, Examples, Split, channel_statistics
 from fliqs_jax.data.decoding import decode_all, resize_image
@@ -62,10 +63,7 @@ def load_dataset(
       >>> digits.train.images.shape, digits.num_classes
       ((1294, 8, 8, 1), 10)
     """
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(
-            f"validation_fraction must be in [0, 1), got {validation_fraction}"
-        )
+    check_within("[0, 1)", validation_fraction=validation_fraction)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
     if name == "digits":

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import ArrayLike, Int, Integer, UInt8
 
+from fliqs_jax.checks import check_at_least
+
 
 def index_bits(num_values: int) -> int:
     r"""Returns the bits of an index into K values.
@@ -26,8 +28,7 @@ def index_bits(num_values: int) -> int:
       >>> [index_bits(k) for k in (1, 2, 3, 4, 5)]
       [0, 1, 2, 2, 3]
     """
-    if num_values < 1:
-        raise ValueError(f"num_values must be at least 1, got {num_values}")
+    check_at_least(1, num_values=num_values)
     return (num_values - 1).bit_length()
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
 from fliqs_jax.models.resnet_sizes import ResNetSizes
@@ -88,10 +89,8 @@ class CifarResNet(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        for field in ("num_classes", "num_blocks", "width"):
-            if getattr(self, field) < 1:
-                value = getattr(self, field)
-                raise ValueError(f"{field} must be at least 1, got {value}")
+        check_at_least(1, num_classes=self.num_classes, num_blocks=self.num_blocks)
+        check_at_least(1, width=self.width)
         super().__post_init__()
 
     @nn.compact

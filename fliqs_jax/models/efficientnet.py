@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least, check_positive
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
 from fliqs_jax.models.inverted_residual import InvertedResidual, make_divisible
@@ -67,12 +68,8 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        for field in ("width", "depth"):
-            if not getattr(self, field) > 0:
-                value = getattr(self, field)
-                raise ValueError(f"{field} must be positive, got {value}")
+        check_at_least(1, num_classes=self.num_classes)
+        check_positive(width=self.width, depth=self.depth)
         super().__post_init__()
 
     @nn.compact

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
 from fliqs_jax.models.resnet_sizes import ResNetSizes
@@ -109,8 +110,7 @@ class ImageNetResNet(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        check_at_least(1, num_classes=self.num_classes)
         if len(self.num_blocks) != len(_STAGES) or min(self.num_blocks) < 1:
             raise ValueError(
                 "num_blocks must be four numbers, each at least 1, got "

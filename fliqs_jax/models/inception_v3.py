@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
 
@@ -183,8 +184,7 @@ class InceptionV3(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        check_at_least(1, num_classes=self.num_classes)
         if int(self.width * 32) < 1:
             raise ValueError(
                 "width must be at least 1/32, so that every layer has a channel, got "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least, check_positive
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.convolution import convolve
 from fliqs_jax.models.inverted_residual import InvertedResidual, make_divisible
@@ -91,10 +92,8 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        if not self.width > 0:
-            raise ValueError(f"width must be positive, got {self.width}")
+        check_at_least(1, num_classes=self.num_classes)
+        check_positive(width=self.width)
         super().__post_init__()
 
     @nn.compact

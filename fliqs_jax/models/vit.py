@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least
+
 _XAVIER = nn.initializers.xavier_uniform()
 _SMALL_NORMAL = nn.initializers.truncated_normal(0.02)
 
@@ -97,17 +99,11 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        for field in (
-            "num_classes",
-            "patch_size",
-            "dim",
-            "num_layers",
-            "num_heads",
-            "mlp_ratio",
-        ):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} must be at least 1, got {value}")
+        check_at_least(1, num_classes=self.num_classes, patch_size=self.patch_size)
+        check_at_least(1, dim=self.dim, num_layers=self.num_layers)
+        check_at_least(1, mlp_ratio=self.mlp_ratio)
+        if self.num_heads is not None:
+            check_at_least(1, num_heads=self.num_heads)
         if self.layers is None and self.head_dim is None:
             self._check_heads()
         elif not (self.layers and self.head_dim and min(map(min, self.layers)) > 0):

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.interception import as_model, intercept_sites, model_name
 from fliqs_jax.policy import FormatMixture, Policy, SiteFormats
 from fliqs_jax.quantized_model import observations, riding
@@ -200,8 +201,7 @@ class QuantizedModel:
         Returns:
           Observations over the sites L, float32.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_at_least(1, num_samples=num_samples)
         sites = self.sites(*args, **kwargs)
         groups = riding.group_sites(sites)
         flat = riding.flatten_params(variables["params"])

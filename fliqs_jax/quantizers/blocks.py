@@ -6,6 +6,7 @@ Only the values: packing codes and scales into bytes is the deployment's busines
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.formats import Format
 from fliqs_jax.quantizers.rounding import floor_log2, power_of_two
 from fliqs_jax.quantizers.scales import absmax_bound, as_float32
@@ -84,8 +85,7 @@ def fake_quantize_blocks(
     """
     x = jnp.asarray(x)
     check_format(fmt)
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    check_at_least(1, block_size=block_size)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for an array of {x.ndim} axes")
     x32 = jnp.moveaxis(as_float32(x), axis, -1)

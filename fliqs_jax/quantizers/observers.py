@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from fliqs_jax.checks import check_within
 from fliqs_jax.formats import Format
 from fliqs_jax.quantizers.rounding import LARGEST_SCALE, SMALLEST_SCALE, round_to_grid
 from fliqs_jax.quantizers.scales import (
@@ -154,8 +155,7 @@ def percentile_range(
       >>> float(percentile_range(x, parse_format("int8"), True, percent=90.0).high)
       90.0
     """
-    if not 50 < percent <= 100:
-        raise ValueError(f"percent must be in (50, 100], got {percent}")
+    check_within("(50, 100]", percent=percent)
     x = jnp.where(jnp.isfinite(x), as_float32(x), jnp.nan)
     beyond = (100.0 - percent) * jnp.asarray(live)
     bound = jnp.nanpercentile(jnp.abs(x), 100.0 - beyond)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from fliqs_jax.checks import check_at_least, check_within
 from fliqs_jax.formats import Format
 from fliqs_jax.quantizers.rounding import LARGEST_SCALE, SMALLEST_SCALE, round_to_grid
 
@@ -145,8 +146,7 @@ def percentile(
       >>> float(percentile(jnp.arange(-7.0, 8.0), parse_format("int4"), percent=100))
       1.0
     """
-    if not 0 < percent <= 100:
-        raise ValueError(f"percent must be in (0, 100], got {percent}")
+    check_within("(0, 100]", percent=percent)
     x = as_float32(x)
     axes = reduced_axes(x.ndim, axis)
     if not x.size:
@@ -214,8 +214,7 @@ def mse_optimal(
       >>> print(f"{mse_optimal(x, parse_format('int2')):.2f}")
       1.06
     """
-    if num_candidates < 2:
-        raise ValueError(f"num_candidates must be at least 2, got {num_candidates}")
+    check_at_least(2, num_candidates=num_candidates)
     x = as_float32(x)
     axes = reduced_axes(x.ndim, axis)
     bound = absmax_bound(x, axis=axis)
@@ -269,8 +268,7 @@ def update_ema(
       >>> float(bound)
       4.0
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}")
+    check_within("[0, 1)", decay=decay)
     bound = jnp.asarray(bound, jnp.float32)
     seen = jnp.isfinite(bound)
     step = jnp.where(seen, 1.0 - decay, 0.0)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.report.records import Run, SiteRecord
 from fliqs_jax.report.words import (
     budget_verdict,
@@ -63,8 +64,7 @@ def sites_table(
         raise ValueError(
             f"width must be at least {_SMALLEST_WIDTH} columns, got {width}"
         )
-    if max_rows < 2:
-        raise ValueError(f"max_rows must be at least 2, got {max_rows}")
+    check_at_least(2, max_rows=max_rows)
     shares = cost_share(sites, policy, cost)
     groups = [[site] for site in sites]
     if len(groups) > max_rows:

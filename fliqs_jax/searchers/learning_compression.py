@@ -37,6 +37,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
+from fliqs_jax.checks import check_not_negative
 from fliqs_jax.searchers.compression.history import (
     Best,
     History,
@@ -111,8 +112,7 @@ class LearningCompression:
     def __post_init__(self):
         if not self.scopes:
             raise ValueError("scopes must hold at least one, got none: add a rule")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must not be negative, got {self.tolerance}")
+        check_not_negative(tolerance=self.tolerance)
 
     def init(self, key: Key[Array, ""], images: ArrayLike) -> LCState:
         """Returns the state before the first step; nothing is compressed yet."""

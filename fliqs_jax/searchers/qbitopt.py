@@ -26,6 +26,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
+from fliqs_jax.checks import check_within
 from fliqs_jax.costs import (
     CostTable,
     allocate,
@@ -99,8 +100,7 @@ class QBitOpt:
     def __post_init__(self):
         if not self.classifier.quantized.learned_clips:
             raise ValueError("classifier.quantized needs learned_clips=True")
-        if not 0.0 <= self.trace_decay < 1.0:
-            raise ValueError(f"trace_decay must be in [0, 1), got {self.trace_decay}")
+        check_within("[0, 1)", trace_decay=self.trace_decay)
         if products := [site.path for site in self.space.sites if site.product]:
             raise ValueError(
                 f"QBitOpt has no sensitivity for attention products such as"

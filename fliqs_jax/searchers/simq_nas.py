@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from fliqs_jax.checks import check_at_least, check_one_of, check_within
 from fliqs_jax.costs import SiteCost, policy_cost
 from fliqs_jax.data import Dataset, batches
 from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
@@ -81,31 +82,19 @@ class SimqSettings:
     reference_networks: int = 8  # of the front, judged at uniform formats, too
 
     def __post_init__(self):
-        for name, known in (
-            ("searcher", SEARCHERS),
-            ("sensitivity", [*MEASURES, "none"]),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got"
-                    f" {getattr(self, name)!r}"
-                )
-        least = {"evaluations": 1, "population": 2, "sensitivity_batches": 1}
-        least |= {"inner_evaluations": 1, "reference_networks": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"{name} must be at least {bound}, got {getattr(self, name)}"
-                )
+        check_one_of(SEARCHERS, searcher=self.searcher)
+        check_one_of([*MEASURES, "none"], sensitivity=self.sensitivity)
+        check_at_least(1, evaluations=self.evaluations)
+        check_at_least(2, population=self.population)
+        check_at_least(1, sensitivity_batches=self.sensitivity_batches)
+        check_at_least(1, inner_evaluations=self.inner_evaluations)
+        check_at_least(0, reference_networks=self.reference_networks)
         if self.searched_loss is not None and not self.searched_loss >= 0.0:
             raise ValueError(
                 "searched_loss must be 0 or more percentage points, got"
                 f" {self.searched_loss}"
             )
-        if not 0.0 <= self.seeded_fraction <= 1.0:
-            raise ValueError(
-                f"seeded_fraction must be in [0, 1], got {self.seeded_fraction}"
-            )
+        check_within("[0, 1]", seeded_fraction=self.seeded_fraction)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

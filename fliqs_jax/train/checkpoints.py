@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.train import processes
 from fliqs_jax.train._leaves import (
     Path,
@@ -71,9 +72,7 @@ class Checkpoints:
     def __init__(
         self, directory: str | os.PathLike, *, keep: int = 3, every: int = 500
     ):
-        for name, value in (("keep", keep), ("every", every)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, keep=keep, every=every)
         self.directory = pathlib.Path(directory).absolute()
         self.every = every
         self._keep = keep

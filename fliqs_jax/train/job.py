@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
+from fliqs_jax.checks import check_at_least, check_not_negative, check_one_of
 from fliqs_jax.data import BatchSource, Dataset, batches
 from fliqs_jax.data.batches import BatchOrder
 from fliqs_jax.train import processes
@@ -84,20 +85,12 @@ class JobSettings:
     profile_dir: str | None = None  # trace of a few steps, for TensorBoard
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("evaluate_every", "recalibration_batches"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} must not be negative, got {getattr(self, name)}"
-                )
-        if self.mapping not in MAPPINGS:
-            raise ValueError(
-                f"mapping must be one of {', '.join(MAPPINGS)}, got {self.mapping!r}"
-            )
+        check_at_least(1, steps=self.steps, batch_size=self.batch_size, keep=self.keep)
+        check_at_least(1, log_every=self.log_every)
+        check_at_least(1, checkpoint_every=self.checkpoint_every)
+        check_not_negative(evaluate_every=self.evaluate_every)
+        check_not_negative(recalibration_batches=self.recalibration_batches)
+        check_one_of(MAPPINGS, mapping=self.mapping)
         if self.mapping == "pmap" and processes.are_several():
             raise ValueError(
                 "mapping pmap is for one process, got "

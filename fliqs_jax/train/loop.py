@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from fliqs_jax.checks import check_at_least, check_one_of
 from fliqs_jax.train.mapping import MAPPINGS, Step, scan_steps, shard_batch
 
 
@@ -56,12 +57,8 @@ class Dispatcher:
         mapping: str = "shard_map",
         steps_per_call: int = 1,
     ):
-        if mapping not in MAPPINGS:
-            raise ValueError(
-                f"mapping must be one of {', '.join(MAPPINGS)}, got {mapping!r}"
-            )
-        if steps_per_call < 1:
-            raise ValueError(f"steps_per_call must be at least 1, got {steps_per_call}")
+        check_one_of(MAPPINGS, mapping=mapping)
+        check_at_least(1, steps_per_call=steps_per_call)
         if steps_per_call > 1 and mapping == "pmap":
             raise ValueError(
                 f"steps_per_call={steps_per_call} needs mapping shard_map, got pmap"

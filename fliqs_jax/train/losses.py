@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from fliqs_jax.checks import check_positive
+
 
 def cross_entropy(
     logits: Float[Array, "B C"],
@@ -68,8 +70,7 @@ def distillation(
       >>> round(float(distillation(sure, even)[0]), 4)  # log(4 / 3) / 2
       0.1438
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     teacher = jax.lax.stop_gradient(teacher)
     log_p, log_q = (
         jax.nn.log_softmax(z.astype(jnp.float32) / temperature)

@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from fliqs_jax.checks import check_not_negative
+
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -58,8 +60,7 @@ def make_optimizer(
     Raises:
       ValueError: if the name is another one or the decay is negative.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    check_not_negative(weight_decay=weight_decay)
 
     def is_matrix(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

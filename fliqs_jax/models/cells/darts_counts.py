@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.models.cells.darts import darts_genotype
 from fliqs_jax.models.cells.operations import Counts, operation_counts
 
@@ -67,8 +68,7 @@ def darts_places(
             "channels must be even, as a strided skip connection computes them in two"
             f" halves, got {channels}: the nearest is {max(2, channels + 1)}"
         )
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    check_at_least(1, layers=layers)
     size = _halved(image_shape[:2], 3 if imagenet_stem else 0)
     before = last = channels if imagenet_stem else 3 * channels
     after_reduction = imagenet_stem

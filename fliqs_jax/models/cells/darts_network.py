@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.cells.darts import (
     DARTS_NODES,
@@ -155,8 +156,7 @@ class DartsNetwork(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        check_at_least(1, num_classes=self.num_classes)
         if not 0 <= self.drop_path < 1:
             raise ValueError(
                 f"drop_path must be at least 0 and below 1, got {self.drop_path}"

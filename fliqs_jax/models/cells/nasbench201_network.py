@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.cells.nasbench201 import (
     NASBENCH201_EDGES,
@@ -109,10 +110,9 @@ class NasBench201Network(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        for field in ("num_classes", "width", "num_cells"):
-            if getattr(self, field) < 1:
-                value = getattr(self, field)
-                raise ValueError(f"{field} must be at least 1, got {value}")
+        check_at_least(
+            1, num_classes=self.num_classes, width=self.width, num_cells=self.num_cells
+        )
         nasbench201_operations(self.cell)  # raises for what is no cell
         super().__post_init__()
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Num
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.quantizers.codebook.value import (
     Codebook,
     as_weights,
@@ -79,8 +80,7 @@ def kmeans(
       Array([0, 0, 1, 1], dtype=int32)
     """
     check_size(k)
-    if num_starts < 1:
-        raise ValueError(f"num_starts must be at least 1, got {num_starts}")
+    check_at_least(1, num_starts=num_starts)
     w = as_weights(w)
     if init is not None:
         init = jnp.asarray(init, jnp.float32)

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from fliqs_jax.checks import check_within
 from fliqs_jax.models.cells import Alphas, CellSpace, softmax
 from fliqs_jax.searchers.cells.limits import (
     Limit,
@@ -60,10 +61,7 @@ class ArchitectureSettings:
         for name in ("learning_rate", "weight_decay", "entropy_weight"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0.0 <= self.entropy_start < 1.0:
-            raise ValueError(
-                f"entropy_start must be in [0, 1), got {self.entropy_start}"
-            )
+        check_within("[0, 1)", entropy_start=self.entropy_start)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import dataclasses
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from fliqs_jax.checks import check_at_least, check_within
 from fliqs_jax.searchers.in_training.calibration import Calibration
 
 
@@ -73,12 +74,9 @@ class UpdateSteps:
           >>> UpdateSteps.of(10_000)
           UpdateSteps(every=250, first=500, last=7500)
         """
-        if not 0.0 <= frozen_fraction <= 1.0:
-            raise ValueError(
-                f"frozen_fraction must be in [0, 1], got {frozen_fraction}"
-            )
-        if every is not None and every < 1:
-            raise ValueError(f"update_every must be at least 1, got {every}")
+        check_within("[0, 1]", frozen_fraction=frozen_fraction)
+        if every is not None:
+            check_at_least(1, update_every=every)
         last = round((1.0 - frozen_fraction) * steps)
         every = every or max(1, min(250, last // 9))
         return cls(every=every, first=2 * every, last=last)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from fliqs_jax.checks import check_within
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phases:
@@ -23,12 +25,8 @@ class Phases:
         cls, steps: int, *, warmup_fraction: float = 0.25, final_fraction: float = 0.2
     ) -> "Phases":
         """Returns phases as fractions of the run."""
-        for name, value in (
-            ("warmup_fraction", warmup_fraction),
-            ("final_fraction", final_fraction),
-        ):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        check_within("[0, 1]", warmup_fraction=warmup_fraction)
+        check_within("[0, 1]", final_fraction=final_fraction)
         return cls(
             warmup_end=round(warmup_fraction * steps),
             search_end=round((1.0 - final_fraction) * steps),

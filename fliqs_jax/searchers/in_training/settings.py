@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.controller import default, published
 from fliqs_jax.searchers.in_training.controllers import Recipe, recipe
 from fliqs_jax.searchers.in_training.judging import Quality, negated_loss
@@ -28,11 +29,8 @@ class FliqsSettings:
     quality: Quality = negated_loss  # by which policies are judged
 
     def __post_init__(self):
-        for name in ("judge_every", "calibrate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
+        check_at_least(1, judge_every=self.judge_every)
+        check_at_least(1, calibrate_every=self.calibrate_every)
 
     def make_phases(self, steps: int, *, searching: bool) -> Phases:
         """Returns the phases of a run, or of a training where nothing is searched."""

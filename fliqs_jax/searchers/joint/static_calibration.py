@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from fliqs_jax.checks import check_at_least, check_one_of
 from fliqs_jax.formats import Format, as_unsigned, parse_format
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import Observations
@@ -32,17 +33,9 @@ class PtqSettings:
     num_samples: int = 2048  # values of each site's input, of every batch
 
     def __post_init__(self):
-        for name in ("weight_observer", "input_observer"):
-            if getattr(self, name) not in OBSERVERS:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(OBSERVERS)}, got"
-                    f" {getattr(self, name)!r}"
-                )
-        for name in ("batches", "num_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
+        check_one_of(OBSERVERS, weight_observer=self.weight_observer)
+        check_one_of(OBSERVERS, input_observer=self.input_observer)
+        check_at_least(1, batches=self.batches, num_samples=self.num_samples)
 
 
 @typing.no_type_check  # a pytree: tracing puts objects other than arrays in its fields

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, PyTree
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.costs import SiteCost, policy_cost
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
 from fliqs_jax.models.supernets import (
@@ -96,14 +97,10 @@ class PopulationEvaluator:
         if per_device is None:
             # A convolution inside a loop is 20 to 35 times slower on CPU.
             per_device = 1 if jax.default_backend() == "cpu" else 4
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("recalibration_batches", recalibration_batches, 0),
-            ("per_device", per_device, 1),
-            ("cache_size", cache_size, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(
+            1, batch_size=batch_size, per_device=per_device, cache_size=cache_size
+        )
+        check_at_least(0, recalibration_batches=recalibration_batches)
         self.space, self.costs = space, dict(costs)
         self.objectives = ("error", *self.costs)
         self.compile_count = 0

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 
+from fliqs_jax.checks import check_at_least, check_positive, check_within
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.cells import (
     NASBENCH201,
@@ -62,14 +63,9 @@ class CellSearchSettings:
     starts: int = 16  # of a table search; the best cell by the signal is taken
 
     def __post_init__(self):
-        if self.starts < 1:
-            raise ValueError(f"starts must be at least 1, got {self.starts}")
-        if not 0.0 <= self.warmup_fraction < 1.0:
-            raise ValueError(
-                f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}"
-            )
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        check_at_least(1, starts=self.starts)
+        check_within("[0, 1)", warmup_fraction=self.warmup_fraction)
+        check_positive(clip_norm=self.clip_norm)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from fliqs_jax.checks import check_one_of
 from fliqs_jax.costs import storage_bits
 from fliqs_jax.data import Dataset
 from fliqs_jax.deploy import (
@@ -87,10 +88,7 @@ class CompressionSettings:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        if self.method not in VARIANTS:
-            raise ValueError(
-                f"method must be one of {', '.join(VARIANTS)}, got {self.method!r}"
-            )
+        check_one_of(VARIANTS, method=self.method)
         for name in ("learning_rate", "learning_rate_decay"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from fliqs_jax.checks import check_at_least, check_one_of
 from fliqs_jax.costs import (
     CostTable,
     SiteCost,
@@ -75,14 +76,9 @@ class AllocationSettings:
     monotone: bool = True  # a wider format counts as no worse than a narrower one
 
     def __post_init__(self):
-        for name, known in (("measure", MEASURES), ("allocation", ALLOCATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got"
-                    f" {getattr(self, name)!r}"
-                )
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, got {self.batches}")
+        check_one_of(MEASURES, measure=self.measure)
+        check_one_of(ALLOCATIONS, allocation=self.allocation)
+        check_at_least(1, batches=self.batches)
 
 
 def allocate_formats(

@@ -27,6 +27,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
+from fliqs_jax.checks import check_positive
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.policy import Policy
@@ -83,8 +84,7 @@ class SupernetSettings:
                 f"subnetworks must be at least 1, got {self.subnetworks}"
                 " (0 with sandwich=True)"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_positive(temperature=self.temperature)
         if not self.clip_norm >= 0:
             raise ValueError(
                 f"clip_norm must be positive, or 0 for none, got {self.clip_norm}"

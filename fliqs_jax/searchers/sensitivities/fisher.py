@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num
 
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.nnx_adapter import NnxModel
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantized_model.input_errors import (
@@ -104,10 +105,7 @@ class FisherMeter:
         check_estimable(classifier.quantized.model, space)
         if not batches:
             raise ValueError("batches must hold at least one batch, got none")
-        if examples_at_once < 1:
-            raise ValueError(
-                f"examples_at_once must be at least 1, got {examples_at_once}"
-            )
+        check_at_least(1, examples_at_once=examples_at_once)
         self.compile_count = 0
         self._space = space
         self._state = state.replace(params=nn.meta.unbox(state.params))

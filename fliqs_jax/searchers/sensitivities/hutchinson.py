@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
+from fliqs_jax.checks import check_at_least, check_not_negative
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantized_model.weights import site_sums
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
@@ -123,10 +124,8 @@ def hessian_traces(
     """
     if not batches:
         raise ValueError("batches must hold at least one batch, got none")
-    if most_probes < 2:
-        raise ValueError(f"most_probes must be at least 2, got {most_probes}")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    check_at_least(2, most_probes=most_probes)
+    check_not_negative(tolerance=tolerance)
     groups = riding.group_sites(sites)
 
     @jax.jit
@@ -196,8 +195,7 @@ def fisher_traces(
     """
     if not batches:
         raise ValueError("batches must hold at least one batch, got none")
-    if examples_at_once < 1:
-        raise ValueError(f"examples_at_once must be at least 1, got {examples_at_once}")
+    check_at_least(1, examples_at_once=examples_at_once)
     groups = riding.group_sites(sites)
 
     @jax.jit
