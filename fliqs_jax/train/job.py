@@ -164,46 +164,96 @@ def run_job(
             journal = Journal(
                 searcher.progress, writer, start=start, steps=settings.steps
             )
-
-            def validate(step, state, formats):
-                if len(dataset.validation):
-                    journal.evaluation(step, evaluator.validate(state, formats))
-
-            cuts = list(segments(start, settings.steps, _events(hooks, settings)))
-            profiled = cuts[min(1, len(cuts) - 1)] if cuts else None  # once compiled
-            ended = False
-            for look, (begin, end) in enumerate(cuts):
-                state = _run_hooks(hooks, begin, state, source, mesh)
-                ended = _ended(hooks, begin, state)
-                if ended:
-                    break
-                with _profile(settings.profile_dir, active=(begin, end) == profiled):
-                    state, metrics = dispatch(state, source, begin, end)
-                journal.add(metrics)
-                if end % settings.log_every == 0 or end == settings.steps:
-                    journal.write(end, state, timer)
-                if end == settings.steps:
-                    break
-                if settings.evaluate_every and end % settings.evaluate_every == 0:
-                    formats = searcher.current_formats(state)
-                    validate(end, evaluator.recalibrated(state, formats), formats)
-                checkpoints.maybe_save(end, _saved(state, timer))
-                if processes.preempted(look):
-                    checkpoints.save(end, _saved(state, timer))
-                    raise processes.Preempted(
-                        f"told to stop (SIGTERM), saved step {end} of {settings.steps}:"
-                        " start the same command again to go on"
-                    )
+            session = _Session(
+                searcher=searcher,
+                settings=settings,
+                source=source,
+                mesh=mesh,
+                dispatch=dispatch,
+                hooks=hooks,
+                evaluator=evaluator,
+                validates=len(dataset.validation) > 0,
+                checkpoints=checkpoints,
+                journal=journal,
+                timer=timer,
+            )
             if start < settings.steps:
-                if not ended:
-                    state = _run_hooks(hooks, settings.steps, state, source, mesh)
-                formats = searcher.current_formats(state)
-                state = evaluator.recalibrated(state, formats)
-                validate(settings.steps, state, formats)
-                checkpoints.save(settings.steps, _saved(state, timer))
+                state = session.finish(*session.train(state, start))
             journal.close()
     facts = {"seconds": timer.total(), "compile_count": dispatch.compile_count}
     return state, evaluator, facts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Session:
+    """The steps that one process takes of a run, and what happens between them."""
+
+    searcher: Searcher
+    settings: JobSettings
+    source: Source
+    mesh: Mesh
+    dispatch: Dispatcher
+    hooks: list[Hook]
+    evaluator: Evaluator
+    validates: bool  # there is a validation split
+    checkpoints: Checkpoints
+    journal: Journal
+    timer: Timer
+
+    def train(self, state: PyTree, start: int) -> tuple[PyTree, bool]:
+        """Returns the state after the last step, and whether a hook ended the run."""
+        steps = self.settings.steps
+        cuts = list(segments(start, steps, _events(self.hooks, self.settings)))
+        profiled = cuts[min(1, len(cuts) - 1)]  # the second, once compiled
+        for look, (begin, end) in enumerate(cuts):
+            state = self._run_hooks(begin, state)
+            if _ended(self.hooks, begin, state):
+                return state, True
+            with _profile(self.settings.profile_dir, active=(begin, end) == profiled):
+                state, metrics = self.dispatch(state, self.source, begin, end)
+            self.journal.add(metrics)
+            if end % self.settings.log_every == 0 or end == steps:
+                self.journal.write(end, state, self.timer)
+            if end < steps:
+                self._look_after(state, end, look)
+        return state, False
+
+    def finish(self, state: PyTree, ended: bool) -> PyTree:
+        """Returns the state with fresh batch statistics, judged and saved."""
+        steps = self.settings.steps
+        if not ended:
+            state = self._run_hooks(steps, state)
+        formats = self.searcher.current_formats(state)
+        state = self.evaluator.recalibrated(state, formats)
+        self._validate(state, formats, steps)
+        self.checkpoints.save(steps, _saved(state, self.timer))
+        return state
+
+    def _look_after(self, state: PyTree, step: int, look: int) -> None:
+        """Evaluates and saves where it is time to, and stops where it was told to."""
+        every = self.settings.evaluate_every
+        if every and step % every == 0:
+            formats = self.searcher.current_formats(state)
+            judged = self.evaluator.recalibrated(state, formats)
+            self._validate(judged, formats, step)
+        self.checkpoints.maybe_save(step, _saved(state, self.timer))
+        if processes.preempted(look):
+            self.checkpoints.save(step, _saved(state, self.timer))
+            raise processes.Preempted(
+                f"told to stop (SIGTERM), saved step {step} of {self.settings.steps}:"
+                " start the same command again to go on"
+            )
+
+    def _validate(self, state: PyTree, formats: PyTree, step: int) -> None:
+        if self.validates:
+            self.journal.evaluation(step, self.evaluator.validate(state, formats))
+
+    def _run_hooks(self, step: int, state: PyTree) -> PyTree:
+        for hook in self.hooks:
+            if step in hook.steps:
+                batch = shard_batch(self.source.batch(step), self.mesh)
+                state = hook.run(state, batch)
+        return state
 
 
 class _PairedSource:
@@ -263,15 +313,6 @@ def _events(hooks: list[Hook], settings: JobSettings) -> set[int]:
         step for period in periods - {0} for step in range(0, settings.steps, period)
     }
     return regular.union(*(hook.steps for hook in hooks))
-
-
-def _run_hooks(
-    hooks: list[Hook], step: int, state: PyTree, source: Source, mesh: Mesh
-) -> PyTree:
-    for hook in hooks:
-        if step in hook.steps:
-            state = hook.run(state, shard_batch(source.batch(step), mesh))
-    return state
 
 
 def _ended(hooks: list[Hook], step: int, state: PyTree) -> bool:
