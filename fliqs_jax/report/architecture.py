@@ -5,11 +5,10 @@ kernel. Each function takes a Run whose decisions are those about the architectu
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
 
-from fliqs_jax.report import probabilities, sections, style
+from fliqs_jax.report import page, probabilities, style
 from fliqs_jax.report.records import Run
 from fliqs_jax.report.words import shorten
 
@@ -75,25 +74,18 @@ def architecture_table(options: Options, chosen: Mapping[str, int]) -> str:
       options: of each decision.
       chosen: the option taken, of decisions that have an effect.
     """
-    lines = []
+    rows = []
     for name, listed in options.items():
         taken, bar = "–", "left out"
         if name in chosen:
-            taken, share = str(chosen[name]), 100 * chosen[name] / max(listed)
-            bar = f'<span class="bar"><span style="width:{share:.1f}%"></span></span>'
+            taken, bar = str(chosen[name]), page.bar(chosen[name], max(listed))
         others = ", ".join(
             f"<b>{option}</b>" if option == chosen.get(name) else str(option)
             for option in listed
         )
-        lines.append(
-            f"<tr><td><code>{escape(name)}</code></td>"
-            f'<td class="number">{taken}</td><td>{bar}</td><td>{others}</td></tr>'
-        )
-    header = (
-        '<th>decision</th><th class="number">chosen</th><th>of the largest</th>'
-        "<th>options</th>"
-    )
-    return sections.table(header, lines)
+        rows.append((page.code(name), taken, bar, others))
+    columns = {"decision": "", "chosen": "number", "of the largest": "", "options": ""}
+    return page.table(columns, rows)
 
 
 def _relative(strip: np.ndarray, options: Sequence[int]) -> np.ndarray:

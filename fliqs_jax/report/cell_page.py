@@ -1,15 +1,12 @@
 """The report page of a search for a cell under limits."""
 
 import dataclasses
-import json
 import pathlib
 from html import escape
 from typing import Any
 
-from fliqs_jax.files import replace_text
 from fliqs_jax.report import cells, curves, page, probabilities, sections, words
-from fliqs_jax.report.html import REPORT_NAME, figure_html, section_html
-from fliqs_jax.report.reading import read_run
+from fliqs_jax.report.reading import read_object, read_run
 from fliqs_jax.report.records import Run
 
 
@@ -24,8 +21,9 @@ def write_cell_report(workdir: str | pathlib.Path) -> pathlib.Path:
     """
     folder = pathlib.Path(workdir)
     run = read_run(folder)
-    summary = json.loads((folder / "summary.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
+    summary, config = (
+        read_object(folder / name) for name in ("summary.json", "config.json")
+    )
     title = cell_sentence(run, summary)
     body = [
         _head(title, summary),
@@ -38,8 +36,7 @@ def write_cell_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    replace_text(folder / REPORT_NAME, page.document(title, body))
-    return folder / REPORT_NAME
+    return page.write(folder, title, body)
 
 
 def cell_sentence(run: Run, summary: dict[str, Any]) -> str:
@@ -92,7 +89,7 @@ def _cell(summary: dict[str, Any]) -> str:
         kind: [tuple(edge) for edge in listed]
         for kind, listed in summary["cells"].items()
     }
-    plot = figure_html(
+    plot = page.figure(
         cells.draw_cell(edges),
         "cell",
         "The cell as a graph",
@@ -100,21 +97,21 @@ def _cell(summary: dict[str, Any]) -> str:
         "out; dashed ones are on no path from an input to the output.",
     )
     code = f"<pre><code>{escape(summary['genotype'])}</code></pre>"
-    return section_html("cell", "The cell", plot, code)
+    return page.section("cell", "The cell", plot, code)
 
 
 def _limits(run: Run, summary: dict[str, Any]) -> str:
     if run.probabilities is None:  # no gradient descended under multipliers
         return ""
     if not cells.limit_names(run):
-        return section_html("limits", "Limits", "<p>None: this is plain DARTS.</p>")
+        return page.section("limits", "Limits", "<p>None: this is plain DARTS.</p>")
     caption = (
         "Blue: what the search network is expected to cost, over what it is held to. "
         "Grey: what the cell derived at that step would cost, over the limit itself, "
         "before any repair. The multiplier rises while blue is above the line."
     )
-    plot = figure_html(cells.draw_limits(run), "limits", "Costs over bounds", caption)
-    return section_html("limits", "Expected and derived cost", plot)
+    plot = page.figure(cells.draw_limits(run), "limits", "Costs over bounds", caption)
+    return page.section("limits", "Expected and derived cost", plot)
 
 
 def _weights(run: Run, formats: list[str]) -> str:
@@ -137,32 +134,28 @@ def _weights(run: Run, formats: list[str]) -> str:
     figure = probabilities.draw_probabilities(
         dataclasses.replace(run, config=config), options
     )
-    plot = figure_html(figure, "weights", "Probabilities of the operations", caption)
-    return section_html("weights", "Architecture weights over the search", plot)
+    plot = page.figure(figure, "weights", "Probabilities of the operations", caption)
+    return page.section("weights", "Architecture weights over the search", plot)
 
 
 def _training(run: Run) -> str:
     if not curves.has_training(run) or "accuracy" not in run.train:
         return ""
     caption = "Of the search network. Pale: as recorded; full colour: running mean."
-    plot = figure_html(
-        curves.draw_training(run), "training", "Accuracy and loss", caption
-    )
-    return section_html("training", "Training of the search network", plot)
+    figure = curves.draw_training(run)
+    plot = page.figure(figure, "training", "Accuracy and loss", caption)
+    return page.section("training", "Training of the search network", plot)
 
 
 def _table(summary: dict[str, Any]) -> str:
     if "table" not in summary:
         return ""
-    lines = [
-        f"<tr><td><code>{escape(name)}</code></td>"
-        f'<td class="number">{"–" if value is None else f"{value:,.10g}"}</td></tr>'
+    rows = [
+        (page.code(name), "–" if value is None else f"{value:,.10g}")
         for name, value in summary["table"].items()
     ]
-    header = '<th>column</th><th class="number">value</th>'
-    return section_html(
-        "table", "What the table says of it", sections.table(header, lines)
-    )
+    table = page.table({"column": "", "value": "number"}, rows)
+    return page.section("table", "What the table says of it", table)
 
 
 _BASELINES = {
@@ -178,12 +171,11 @@ def _baselines(summary: dict[str, Any]) -> str:
     found = summary.get("baselines")
     if found is None:
         return ""
-    lines = []
+    rows = []
     for name, text in _BASELINES.items():
         spread = found.get(f"{name}_deviation")
         shown = f"{found[name]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-        lines.append(f'<tr><td>{text}</td><td class="number">{shown}</td></tr>')
-    header = '<th>under the same limits</th><th class="number">accuracy, %</th>'
-    return section_html(
-        "baselines", "What else there is", sections.table(header, lines)
-    )
+        rows.append((text, shown))
+    columns = {"under the same limits": "", "accuracy, %": "number"}
+    table = page.table(columns, rows)
+    return page.section("baselines", "What else there is", table)

@@ -1,12 +1,10 @@
 """The report page of a run that compressed its weights to codebooks."""
 
-import json
 import pathlib
 from html import escape
 from typing import Any
 
-from fliqs_jax.files import replace_text
-from fliqs_jax.report import curves, page, sections, style, words
+from fliqs_jax.report import curves, page, sections, words
 from fliqs_jax.report.compression import (
     CompressionRecord,
     compression_sentence,
@@ -17,8 +15,7 @@ from fliqs_jax.report.compression import (
     shown_layers,
     values_text,
 )
-from fliqs_jax.report.html import REPORT_NAME
-from fliqs_jax.report.reading import read_run
+from fliqs_jax.report.reading import read_object, read_run
 from fliqs_jax.report.records import Run
 
 
@@ -33,7 +30,7 @@ def write_compression_report(workdir: str | pathlib.Path) -> pathlib.Path:
     """
     folder = pathlib.Path(workdir)
     run, record = read_run(folder), read_compression(folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_object(folder / "summary.json")
     network = words.pretty(run.config.model) or "A network"
     title = (
         f"{network} on {words.pretty(run.config.dataset)}: "
@@ -48,8 +45,7 @@ def write_compression_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    replace_text(folder / REPORT_NAME, page.document(title, body))
-    return folder / REPORT_NAME
+    return page.write(folder, title, body)
 
 
 _METHODS = {
@@ -125,11 +121,13 @@ def _weights(record: CompressionRecord) -> str:
         "The same over all L steps: the darker, the more weights (square root, so that "
         "few are seen beside many). Orange: the paths of the codebook's values."
     )
-    return _section(
+    return page.section(
         "weights",
         "Weights pulled onto the codebook",
-        _figure(draw_weights(record), "histograms", "Weights by L step", histograms),
-        _figure(draw_values(record), "paths", "Density of the weights", paths),
+        page.figure(
+            draw_weights(record), "histograms", "Weights by L step", histograms
+        ),
+        page.figure(draw_values(record), "paths", "Density of the weights", paths),
     )
 
 
@@ -140,36 +138,35 @@ def _course(record: CompressionRecord) -> str:
         " training images is the result. Right: how far training has left the weights "
         "from the codebook."
     )
-    plot = _figure(draw_l_steps(record), "course", "Loss, error, distance", caption)
-    return _section("course", "Loss and error by L step", plot)
+    plot = page.figure(draw_l_steps(record), "course", "Loss, error, distance", caption)
+    return page.section("course", "Loss and error by L step", plot)
 
 
 def _layers(record: CompressionRecord, summary: dict[str, Any]) -> str:
-    lines = [
-        f"<tr><td><code>{escape(layer.name)}</code></td>"
-        f"<td>{escape(layer.codebook)}</td>"
-        f'<td class="number">{len(layer.values)}</td>'
-        f'<td class="number">{words.count(layer.weights)}</td>'
-        f'<td class="number">{layer.bits / max(1, layer.weights):.2f}</td>'
-        f'<td class="number">{words.count(layer.bits)}</td>'
-        f"<td>{escape(values_text(layer.values))}</td>"
-        f"<td>{escape(_shares(layer))}</td></tr>"
+    rows = [
+        (
+            page.code(layer.name),
+            escape(layer.codebook),
+            str(len(layer.values)),
+            words.count(layer.weights),
+            f"{layer.bits / max(1, layer.weights):.2f}",
+            words.count(layer.bits),
+            escape(values_text(layer.values)),
+            escape(_shares(layer)),
+        )
         for layer in record.layers
     ]
-    header = (
-        '<th>layer</th><th>codebook</th><th class="number">K</th>'
-        '<th class="number">weights</th><th class="number">bits a weight</th>'
-        '<th class="number">bits</th><th>values</th><th>weights of each</th>'
-    )
-    weights = sum(layer.weights for layer in record.layers)
-    foot = (
-        f"<tr><td>{len(record.layers)} codebooks</td><td></td><td></td>"
-        f'<td class="number">{words.count(weights)}</td>'
-        f'<td class="number">{_mean_bits(record):.2f}</td>'
-        f'<td class="number">{words.count(summary["cost"])}</td><td></td><td></td></tr>'
-    )
-    table = sections.table(header, lines, foot)
-    return _section("layers", "Layers and their codebooks", table)
+    columns = {
+        "layer": "", "codebook": "", "K": "number", "weights": "number",
+        "bits a weight": "number", "bits": "number", "values": "",
+        "weights of each": "",
+    }  # fmt: skip
+    weights = words.count(sum(layer.weights for layer in record.layers))
+    bits = words.count(summary["cost"])
+    name = f"{len(record.layers)} codebooks"
+    foot = (name, "", "", weights, f"{_mean_bits(record):.2f}", bits, "", "")
+    table = page.table(columns, rows, foot=foot)
+    return page.section("layers", "Layers and their codebooks", table)
 
 
 def _shares(layer) -> str:
@@ -188,14 +185,7 @@ def _training(run: Run) -> str:
         "Pale: as recorded; full colour: running mean. The star is the compressed "
         "network on the test set."
     )
-    plot = _figure(curves.draw_training(run), "training", "Accuracy and loss", caption)
-    return _section("training", "Training", plot)
-
-
-def _figure(figure, name: str, label: str, caption: str) -> str:
-    svg = style.to_svg(figure, name)
-    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
-
-
-def _section(name: str, title: str, *parts: str) -> str:
-    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))
+    plot = page.figure(
+        curves.draw_training(run), "training", "Accuracy and loss", caption
+    )
+    return page.section("training", "Training", plot)

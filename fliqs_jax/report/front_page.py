@@ -1,15 +1,12 @@
 """The report page of a joint search of sub-network and formats."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from fliqs_jax.files import replace_text
-from fliqs_jax.report import choices, curves, fronts, page, sections, style, words
-from fliqs_jax.report.html import REPORT_NAME
-from fliqs_jax.report.reading import read_run
+from fliqs_jax.report import choices, curves, fronts, page, sections, words
+from fliqs_jax.report.reading import read_object, read_run
 
 _NAMES = {
     "size_mb": "model size",
@@ -31,7 +28,7 @@ def write_front_report(workdir: str | pathlib.Path) -> pathlib.Path:
     """
     folder = pathlib.Path(workdir)
     run = read_run(folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_object(folder / "summary.json")
     title = front_sentence(summary)
     body = [
         _head(title, summary),
@@ -44,8 +41,7 @@ def write_front_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    replace_text(folder / REPORT_NAME, page.document(title, body))
-    return folder / REPORT_NAME
+    return page.write(folder, title, body)
 
 
 def quantity(name: str, value: float) -> str:
@@ -115,7 +111,9 @@ def _front(summary: Mapping[str, Any]) -> str:
         " Accuracies far below the best are left out; the table below has all of the"
         " front."
     )
-    plot = _figure(fronts.draw_front(summary), "front", "Accuracy and cost", caption)
+    plot = page.figure(
+        fronts.draw_front(summary), "front", "Accuracy and cost", caption
+    )
     beaten = [
         f"{count} of {number} at {formats}"
         for formats, (count, number) in summary["dominated"].items()
@@ -126,51 +124,43 @@ def _front(summary: Mapping[str, Any]) -> str:
             "<p>On the test split the front dominates, of its own sub-networks at one"
             f" format everywhere, {escape(', '.join(beaten))}.</p>"
         )
-    return _section("front", "The front", text, plot)
+    return page.section("front", "The front", text, plot)
 
 
 def _reductions(summary: Mapping[str, Any]) -> str:
-    lines = []
+    rows = []
     for split, found in summary["fold_reductions"].items():
         for name, row in found.items():
-            cells = [f"<td>{_NAMES[name]}</td>", f"<td>{split}</td>"]
-            if row is None:
-                cells += ["<td>every point loses accuracy</td>", "<td></td>" * 3]
-            else:
-                cells += [
-                    f'<td class="number">{row["factor"]:.2f}</td>',
-                    f'<td class="number">{row["point"]}</td>',
-                    f'<td class="number">{row["validation_gain"]:+.2f}</td>',
-                    f'<td class="number">{row["test_gain"]:+.2f}</td>',
-                ]
-            lines.append(f"<tr>{''.join(cells)}</tr>")
-    header = (
-        '<th>of</th><th>no loss on</th><th class="number">times less</th>'
-        '<th class="number">point</th>'
-        '<th class="number">validation accuracy, points</th>'
-        '<th class="number">test accuracy, points</th>'
-    )
+            cells = ["every point loses accuracy", "", "", ""]
+            if row is not None:
+                gains = (row[f"{of}_gain"] for of in ("validation", "test"))
+                cells = [f"{row['factor']:.2f}", str(row["point"])]
+                cells += [f"{gain:+.2f}" for gain in gains]
+            rows.append((_NAMES[name], split, *cells))
+    columns = {
+        "of": "", "no loss on": "", "times less": "number", "point": "number",
+        "validation accuracy, points": "number", "test accuracy, points": "number",
+    }  # fmt: skip
     text = (
         "<p>Against the full network at int8 everywhere, the cheapest point that loses"
         " no accuracy. Chosen on the validation split, the test accuracy is an honest"
         " one; chosen on the test split, it is the best of many.</p>"
     )
-    return _section("reductions", "Reductions at no loss of accuracy", text,
-                    sections.table(header, lines))  # fmt: skip
+    title, table = "Reductions at no loss of accuracy", page.table(columns, rows)
+    return page.section("reductions", title, text, table)
 
 
 def _point(folder: pathlib.Path, summary: Mapping[str, Any]) -> str:
     if summary.get("point") is None:
         return ""
-    lines = [
-        f"<tr><td><code>{escape(part)}</code></td>"
-        f'<td class="value">{escape(text)}</td></tr>'
+    rows = [
+        (page.code(part), escape(text))
         for part, text in summary["architecture"].items()
     ]
     parts = [
         f"<p>Point {summary['point']} of front.csv, saved in"
-        f" <code>{escape(summary['chosen'])}</code>.</p>",
-        sections.table("<th>part</th><th>what is left of it</th>", lines),
+        f" {page.code(summary['chosen'])}.</p>",
+        page.table({"part": "", "what is left of it": "value"}, rows),
     ]
     own = read_run(folder / summary["chosen"])
     if own.policy and own.config.sites:
@@ -179,8 +169,8 @@ def _point(folder: pathlib.Path, summary: Mapping[str, Any]) -> str:
             " of the full network that are missing were left out."
         )
         figure = choices.draw_formats(own)
-        parts.append(_figure(figure, "formats", "Formats of each site", caption))
-    return _section("point", "The point taken", *parts)
+        parts.append(page.figure(figure, "formats", "Formats of each site", caption))
+    return page.section("point", "The point taken", *parts)
 
 
 def _search(summary: Mapping[str, Any]) -> str:
@@ -193,8 +183,8 @@ def _search(summary: Mapping[str, Any]) -> str:
     figure = fronts.draw_hypervolume(
         summary["hypervolume_curve"], population=summary["population"]
     )
-    plot = _figure(figure, "hypervolume", "Hypervolume", caption)
-    return _section("search", "How the search went", plot)
+    plot = page.figure(figure, "hypervolume", "Hypervolume", caption)
+    return page.section("search", "How the search went", plot)
 
 
 def _supernet(folder: pathlib.Path) -> str:
@@ -208,32 +198,23 @@ def _supernet(folder: pathlib.Path) -> str:
         " full network together. Pale: as recorded; full colour: running mean."
     )
     figure = curves.draw_training(run)
-    plot = _figure(figure, "training", "Accuracy and loss", caption)
-    return _section("training", "Training of the super-network", plot)
+    plot = page.figure(figure, "training", "Accuracy and loss", caption)
+    return page.section("training", "Training of the super-network", plot)
 
 
 def _points(summary: Mapping[str, Any]) -> str:
     names = fronts.prices_of(summary)
-    lines = []
-    for number, row in enumerate(summary["front"]):
-        cells = [f'<td class="number">{number}</td>']
-        for key in ("validation_accuracy", "test_accuracy"):
-            cells.append(f'<td class="number">{words.percent(row[key], 2)}</td>')
-        cells += [f'<td class="number">{quantity(n, row[n])}</td>' for n in names]
-        mark = ' class="own"' if number == summary.get("point") else ""
-        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
-    header = '<th class="number">point</th><th class="number">validation</th>'
-    header += '<th class="number">test</th>'
-    header += "".join(f'<th class="number">{_NAMES[name]}</th>' for name in names)
+    rows = [
+        (
+            str(number),
+            words.percent(row["validation_accuracy"], 2),
+            words.percent(row["test_accuracy"], 2),
+            *(quantity(name, row[name]) for name in names),
+        )
+        for number, row in enumerate(summary["front"])
+    ]
+    headings = ("point", "validation", "test", *(_NAMES[name] for name in names))
+    columns = dict.fromkeys(headings, "number")
     text = "<p>Take another one with <code>--point</code>, in the same workdir.</p>"
-    return _section("points", "All points of the front", text,
-                    sections.table(header, lines))  # fmt: skip
-
-
-def _figure(figure, name: str, label: str, caption: str) -> str:
-    svg = style.to_svg(figure, name)
-    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
-
-
-def _section(name: str, title: str, *parts: str) -> str:
-    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))
+    table = page.table(columns, rows, marked=summary.get("point"))
+    return page.section("points", "All points of the front", text, table)

@@ -3,25 +3,15 @@
 `write_report` is the way in. Sections whose data the run lacks say so in a sentence.
 """
 
+import collections
 import pathlib
 from html import escape
 
 import numpy as np
 
-from fliqs_jax.files import replace_text
-from fliqs_jax.report import (
-    choices,
-    curves,
-    page,
-    probabilities,
-    sections,
-    style,
-    words,
-)
+from fliqs_jax.report import choices, curves, page, probabilities, sections, words
 from fliqs_jax.report.reading import read_run
 from fliqs_jax.report.records import Run
-
-REPORT_NAME = "report.html"
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -39,14 +29,17 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       FileNotFoundError: if `workdir` holds no config.json.
       ValueError: if one of the files is not what a run writes.
     """
-    file = pathlib.Path(workdir) / REPORT_NAME
-    replace_text(file, render_report(read_run(workdir)))
-    return file
+    run = read_run(workdir)
+    return page.write(pathlib.Path(workdir), words.headline(run), _body(run))
 
 
 def render_report(run: Run) -> str:
     """Returns the page of a run as text."""
-    body = [
+    return page.document(words.headline(run), _body(run))
+
+
+def _body(run: Run) -> list[str]:
+    return [
         sections.head(run),
         formats_section(run),
         trade_off_section(run),
@@ -56,25 +49,13 @@ def render_report(run: Run) -> str:
         sections.reproduction(run),
         sections.settings(run),
     ]
-    return page.document(words.headline(run), body)
-
-
-def figure_html(figure, name: str, label: str, caption: str) -> str:
-    """Returns a figure of the page with its caption."""
-    svg = style.to_svg(figure, name)
-    return page.FIGURE.format(svg=svg, label=escape(label, quote=True), caption=caption)
-
-
-def section_html(name: str, title: str, *parts: str) -> str:
-    """Returns a section of the page, its parts one under the other."""
-    return page.SECTION.format(name=name, title=escape(title), body="\n".join(parts))
 
 
 def formats_section(run: Run) -> str:
     """Returns the section on the formats of every site."""
     title = "Chosen formats"
     if run.policy is None or not run.config.sites:
-        return section_html("formats", title, "<p>No policy has been written yet.</p>")
+        return page.section("formats", title, "<p>No policy has been written yet.</p>")
     caption = (
         "Sites in the order in which the network calls them. Left: how many bits a "
         "weight and an input number take. Right: how much of the network's arithmetic "
@@ -82,18 +63,16 @@ def formats_section(run: Run) -> str:
         "site holds. Few bits can cost accuracy at any site; they save most where the "
         "share is large."
     )
-    plot = figure_html(
-        choices.draw_formats(run), "sites", "Format of each site", caption
-    )
-    return section_html("formats", title, f"<p>{escape(_format_counts(run))}</p>", plot)
+    figure = choices.draw_formats(run)
+    plot = page.figure(figure, "sites", "Format of each site", caption)
+    return page.section("formats", title, f"<p>{escape(_format_counts(run))}</p>", plot)
 
 
 def _format_counts(run: Run) -> str:
     """Example: "2 sites. Weights: 1 × int4, 1 × int8. Inputs: 2 × uint8."."""
     sentences = []
     for side, index in (("Weights", 0), ("Inputs", 1)):
-        names = [formats[index] for formats in run.policy.values()]
-        tally = {name: names.count(name) for name in names}
+        tally = collections.Counter(pair[index] for pair in run.policy.values())
         order = sorted(tally, key=lambda name: (words.storage_bits(name) or 99, name))
         listed = ", ".join(f"{tally[name]}\u00a0×\u00a0{name}" for name in order)
         sentences.append(f"{side}: {listed}")
@@ -106,7 +85,7 @@ def trade_off_section(run: Run) -> str:
     title = "Accuracy against cost"
     if not choices.has_trade_off(run):
         text = "<p>Appears when the run has finished and its cost is known.</p>"
-        return section_html("trade-off", title, text)
+        return page.section("trade-off", title, text)
     caption = (
         f"Up is more accurate, left is cheaper. {escape(sections.cost_meaning(run))} "
     )
@@ -116,19 +95,17 @@ def trade_off_section(run: Run) -> str:
             "that this run ended with; they were not trained for that format, so a run "
             "of their own may do better. The dotted line joins the best of each cost."
         )
-    plot = figure_html(
-        choices.draw_accuracy_cost(run), "cost", "Test accuracy against cost", caption
-    )
-    return section_html("trade-off", title, plot, sections.uniform_table(run))
+    figure = choices.draw_accuracy_cost(run)
+    plot = page.figure(figure, "cost", "Test accuracy against cost", caption)
+    return page.section("trade-off", title, plot, sections.uniform_table(run))
 
 
 def training_section(run: Run) -> str:
     """Returns the section with the curves of the training."""
     title = "Training"
     if not curves.has_training(run):
-        return section_html(
-            "training", title, "<p>No steps have been recorded yet.</p>"
-        )
+        text = "<p>No steps have been recorded yet.</p>"
+        return page.section("training", title, text)
     caption = "Pale: as recorded, thinned in long runs; full colour: running mean."
     if run.config.phases is not None and run.probabilities is not None:
         caption = (
@@ -136,10 +113,9 @@ def training_section(run: Run) -> str:
             "learn) and the last phase (the policy is fixed, the weights "
             "settle on it). Between them the search. " + caption
         )
-    plot = figure_html(
-        curves.draw_training(run), "training", "Accuracy and loss", caption
-    )
-    return section_html("training", title, _warnings(run), plot)
+    figure = curves.draw_training(run)
+    plot = page.figure(figure, "training", "Accuracy and loss", caption)
+    return page.section("training", title, _warnings(run), plot)
 
 
 def _warnings(run: Run) -> str:
@@ -161,13 +137,12 @@ def _warnings(run: Run) -> str:
 
 def _search(run: Run) -> str:
     title = "How the search went"
-    parts = []
-    parts += search_figures(run)
+    parts = search_figures(run)
     if run.probabilities is not None:
         parts += probability_figures(run)
     if not parts:
         parts = ["<p>There was no search: the run trained one fixed policy.</p>"]
-    return section_html("search", title, *parts)
+    return page.section("search", title, *parts)
 
 
 def search_figures(run: Run) -> list[str]:
@@ -175,7 +150,7 @@ def search_figures(run: Run) -> list[str]:
     if not curves.has_search(run):
         return []
     label, caption = _search_caption(run)
-    return [figure_html(curves.draw_search(run), "search", label, caption)]
+    return [page.figure(curves.draw_search(run), "search", label, caption)]
 
 
 def _search_caption(run: Run) -> tuple[str, str]:
@@ -200,7 +175,7 @@ def probability_figures(run: Run) -> list[str]:
             "marks the step since which it has had those at the row's right end."
         )
         bits = probabilities.draw_expected_bits(run)
-        return [figure_html(bits, "bits", "Bits over the training", caption)]
+        return [page.figure(bits, "bits", "Bits over the training", caption)]
     overview = (
         "One row a decision. The dashed line ends the warm-up; the white dot marks the "
         "step since which the choice at the row's right end has been the most probable "
@@ -211,11 +186,9 @@ def probability_figures(run: Run) -> list[str]:
         "One panel a decision, one row an option, in the order of the search space. "
         "The option written beside a row is the most probable one at the end."
     )
+    bits = probabilities.draw_expected_bits(run)
+    options = probabilities.draw_probabilities(run)
     return [
-        figure_html(
-            probabilities.draw_expected_bits(run), "bits", "Expected bits", overview
-        ),
-        figure_html(
-            probabilities.draw_probabilities(run), "options", "Probabilities", detail
-        ),
+        page.figure(bits, "bits", "Expected bits", overview),
+        page.figure(options, "options", "Probabilities", detail),
     ]

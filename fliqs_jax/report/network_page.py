@@ -1,7 +1,6 @@
 """The report page of a search for a network: its architecture and its formats."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fliqs_jax.files import replace_text
 from fliqs_jax.report import architecture, html, page, probabilities, sections, words
-from fliqs_jax.report.reading import read_run, read_sites
+from fliqs_jax.report.reading import read_object, read_run, read_sites
 from fliqs_jax.report.records import ProbabilityTrace, Run
 
 
@@ -27,7 +25,7 @@ def write_network_report(workdir: str | pathlib.Path) -> pathlib.Path:
     folder = pathlib.Path(workdir)
     whole = read_run(folder)
     config, found, summary = (
-        json.loads((folder / f"{name}.json").read_text())
+        read_object(folder / f"{name}.json")
         for name in ("config", "architecture", "summary")
     )
     options = config["architecture_options"]
@@ -58,9 +56,7 @@ def write_network_report(workdir: str | pathlib.Path) -> pathlib.Path:
         sections.reproduction(whole),
         sections.settings(formats),
     ]
-    text = page.document(words.headline(run), body)
-    replace_text(folder / html.REPORT_NAME, text)
-    return folder / html.REPORT_NAME
+    return page.write(folder, words.headline(run), body)
 
 
 def _part(run: Run, rows: Sequence[int], options: tuple[str, ...]) -> Run:
@@ -102,7 +98,7 @@ def _sizes_sentence(summary: Mapping[str, Any]) -> str:
 def _architecture(options: architecture.Options, chosen: Mapping[str, int]) -> str:
     note = '<p class="note">Channels, sides of kernels and so on; bold is chosen.</p>'
     table = architecture.architecture_table(options, chosen)
-    return html.section_html("architecture", "Chosen architecture", note, table)
+    return page.section("architecture", "Chosen architecture", note, table)
 
 
 def _search(
@@ -115,7 +111,7 @@ def _search(
     title = "How the search went"
     if run.probabilities is None:
         text = "<p>There was no search: the run trained one network in one policy.</p>"
-        return html.section_html("search", title, text)
+        return page.section("search", title, text)
     plain = dataclasses.replace(
         run,
         # The decisions have different numbers of options: no entropy is the largest.
@@ -128,7 +124,7 @@ def _search(
         parts += _architecture_figures(about, options, chosen)
     if formats.probabilities is not None:
         parts += html.probability_figures(formats)
-    return html.section_html("search", title, *parts)
+    return page.section("search", title, *parts)
 
 
 def _architecture_figures(
@@ -150,6 +146,6 @@ def _architecture_figures(
     sizes = architecture.draw_sizes(run, options, chosen)
     panels = probabilities.draw_probabilities(run, names)
     return [
-        html.figure_html(sizes, "sizes", "Expected size of each part", overview),
-        html.figure_html(panels, "parts", "Probabilities of the architecture", detail),
+        page.figure(sizes, "sizes", "Expected size of each part", overview),
+        page.figure(panels, "parts", "Probabilities of the architecture", detail),
     ]

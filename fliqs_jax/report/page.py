@@ -1,8 +1,14 @@
 """The skeleton, the head and the looks of every report page."""
 
+import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+
+from fliqs_jax.files import replace_text
+from fliqs_jax.report import style
+
+REPORT_NAME = "report.html"
 
 # Colours of plots are variables (see style.to_svg): one page serves light, dark, paper.
 CSS = """
@@ -12,7 +18,7 @@ CSS = """
   --shade: #8a95a3; --blue: #0072b2; --orange: #d55e00; --green: #009e73;
   --purple: #b8679a; --good: #00795a; --bad: #b84500;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #14181d; --card: #1c2229; --ink: #e6eaee; --muted: #9aa6b3;
     --grid: #313a44; --shade: #73808e; --blue: #52aee6; --orange: #ff8f4a;
@@ -67,10 +73,7 @@ td.value { white-space: normal; overflow-wrap: anywhere; }
 pre { background: var(--card); border-radius: 8px; padding: 14px 16px; overflow-x: auto;
       white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print {
-  :root { color-scheme: light; --page: #fff; --card: #f5f7f9; --ink: #1f2429;
-    --muted: #5f6b7a; --grid: #dde2e7; --shade: #8a95a3; --blue: #0072b2;
-    --orange: #d55e00; --green: #009e73; --purple: #b8679a; --good: #00795a;
-    --bad: #b84500; }
+  :root { color-scheme: light; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
   body { font-size: 13px; orphans: 3; widows: 3; }
@@ -104,22 +107,6 @@ PAGE = """<!doctype html>
 </html>
 """
 
-SECTION = """<section id="{name}">
-<h2>{title}</h2>
-{body}
-</section>
-"""
-
-FIGURE = """<figure role="img" aria-label="{label}">
-{svg}
-<figcaption>{caption}</figcaption>
-</figure>
-"""
-
-TILE = """<div class="tile"><div class="name">{name}</div>
-<div class="value">{value}</div><div class="remark {mood}">{remark}</div></div>
-"""
-
 Tile = tuple[str, str, str, str]  # name, value, remark, mood: "good", "bad" or ""
 
 
@@ -145,10 +132,84 @@ def opening(
         parts.append(f'<p class="lead">{escape(lead)}</p>')
     if tiles:
         shown = "".join(
-            TILE.format(
-                name=escape(name), value=escape(value), remark=escape(remark), mood=mood
-            )
+            f'<div class="tile"><div class="name">{escape(name)}</div>\n'
+            f'<div class="value">{escape(value)}</div>'
+            f'<div class="remark {mood}">{escape(remark)}</div></div>\n'
             for name, value, remark, mood in tiles
         )
         parts.append(f'<div class="tiles">{shown}</div>')
     return "\n".join(parts)
+
+
+def figure(
+    plot: "matplotlib.figure.Figure", name: str, label: str, caption: str
+) -> str:
+    """Returns a figure of the page.
+
+    Args:
+      plot: as drawn by this package.
+      name: short and unique on the page.
+      label: what it shows, for those who cannot see it.
+      caption: below it, HTML.
+    """
+    return (
+        f'<figure role="img" aria-label="{escape(label)}">\n'
+        f"{style.to_svg(plot, name)}\n<figcaption>{caption}</figcaption>\n</figure>\n"
+    )
+
+
+def section(name: str, title: str, *parts: str) -> str:
+    """Returns a section of the page, its parts (HTML) one under the other."""
+    body = "\n".join(parts)
+    return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n{body}\n</section>\n'
+
+
+def table(
+    columns: Mapping[str, str],
+    rows: Iterable[Sequence[str]],
+    *,
+    foot: Sequence[str] = (),
+    marked: int | None = None,
+) -> str:
+    """Returns a table whose cells are HTML.
+
+    Args:
+      columns: the kind of each by its heading: "number", "value" (long text), "".
+      rows: of a cell a column.
+      foot: the cells of a row below them.
+      marked: number of the row that stands out.
+    """
+    kinds = [f' class="{kind}"' if kind else "" for kind in columns.values()]
+
+    def line(tag: str, cells: Iterable[str], mark: str = "") -> str:
+        pairs = zip(kinds, cells, strict=True)
+        inside = "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in pairs)
+        return f"<tr{mark}>{inside}</tr>"
+
+    body = "".join(
+        line("td", cells, ' class="own"' if number == marked else "")
+        for number, cells in enumerate(rows)
+    )
+    below = f"<tfoot>{line('td', foot)}</tfoot>" if foot else ""
+    return (
+        f'<div class="scroll"><table><thead>{line("th", columns)}</thead>'
+        f"<tbody>{body}</tbody>{below}</table></div>"
+    )
+
+
+def code(text: str) -> str:
+    """Returns a name as the page writes it."""
+    return f"<code>{escape(text)}</code>"
+
+
+def bar(part: float, whole: float) -> str:
+    """Returns a bar that is filled as far as the part is of the whole."""
+    width = f"{100 * part / whole:.1f}%"
+    return f'<span class="bar"><span style="width:{width}"></span></span>'
+
+
+def write(workdir: pathlib.Path, title: str, body: Sequence[str]) -> pathlib.Path:
+    """Writes a page into a run's folder and returns the file's path."""
+    file = workdir / REPORT_NAME
+    replace_text(file, document(title, body))
+    return file

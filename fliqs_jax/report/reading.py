@@ -63,7 +63,7 @@ def read_run(workdir: str | pathlib.Path) -> Run:
     by_split: dict[str, list[dict[str, Any]]] = {}
     for row in _of_kind(rows, "evaluation"):
         by_split.setdefault(row.get("split", "evaluation"), []).append(row)
-    config = _config(_read_object(config_file))
+    config = _config(read_object(config_file))
     return Run(
         config=config,
         summary=_summary(summary_file) if summary_file.is_file() else None,
@@ -79,7 +79,8 @@ def read_run(workdir: str | pathlib.Path) -> Run:
     )
 
 
-def _read_object(file: pathlib.Path) -> dict[str, Any]:
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object that a file of a run holds."""
     try:
         content = json.loads(file.read_text())
     except json.JSONDecodeError as error:
@@ -148,7 +149,7 @@ def read_sites(rows: Sequence[Mapping[str, Any]]) -> tuple[SiteRecord, ...]:
 
 
 def _summary(file: pathlib.Path) -> Summary:
-    content = _read_object(file)
+    content = read_object(file)
     return Summary(
         accuracy=_number(content.get("accuracy")),
         cost=_number(content.get("cost")),

@@ -4,7 +4,7 @@ Everything that comes from a run's files is escaped here before it enters the pa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 from fliqs_jax.report import page, words
@@ -104,69 +104,68 @@ def uniform_table(run: Run) -> str:
     if not run.summary.uniform:
         return '<p class="note">Uniform policies were not measured in this run.</p>'
     own = run.summary
-    rows = [(row.cost_ratio, row.accuracy, row.format) for row in own.uniform]
-    rows.append((own.cost_ratio, own.accuracy, ""))
-    lines = []
-    for ratio, accuracy, name in sorted(rows, key=lambda row: row[0]):
-        cells = [
-            f"<td>{escape(f'uniform {name}' if name else 'this run’s policy')}</td>",
-            f'<td class="number">{words.percent(accuracy)}</td>',
-            f'<td class="number">{words.cost_fraction(run, ratio):.3f}</td>',
-            f"<td>{words.budget_verdict(ratio)}</td>",
-        ]
-        mark = "" if name else ' class="own"'
-        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
+    measured = [(row.cost_ratio, row.accuracy, row.format) for row in own.uniform]
+    measured.append((own.cost_ratio, own.accuracy, ""))
+    measured.sort(key=lambda row: row[0])
+    rows = [
+        (
+            escape(f"uniform {name}" if name else "this run’s policy"),
+            words.percent(accuracy),
+            f"{words.cost_fraction(run, ratio):.3f}",
+            words.budget_verdict(ratio),
+        )
+        for ratio, accuracy, name in measured
+    ]
     reference = escape(run.config.cost_reference)
-    header = (
-        '<th>formats</th><th class="number">test accuracy</th>'
-        f'<th class="number">cost (uniform {reference}: 1)</th><th>budget</th>'
-    )
-    return table(header, lines)
+    columns = {
+        "formats": "",
+        "test accuracy": "number",
+        f"cost (uniform {reference}: 1)": "number",
+        "budget": "",
+    }
+    own_row = [name for *_, name in measured].index("")
+    return page.table(columns, rows, marked=own_row)
 
 
 def site_table(run: Run) -> str:
     """Returns the section with the table of all sites."""
-    if not run.config.sites:
-        text = "<p>config.json lists no sites.</p>"
-        return page.SECTION.format(name="sites", title="All sites", body=text)
+    sites = run.config.sites
+    if not sites:
+        return page.section("sites", "All sites", "<p>config.json lists no sites.</p>")
     policy = run.policy or {}
-    shares = words.cost_share(run.config.sites, policy, run.config.cost)
+    shares = words.cost_share(sites, policy, run.config.cost)
     largest = max(shares.values(), default=1.0) or 1.0
-    lines = [_site_row(site, policy, shares, largest) for site in run.config.sites]
     cost = "bops" if run.config.cost == "latency" else run.config.cost
     unit = words.COST_NAMES.get(cost, "bit operations")
-    header = (
-        '<th>site</th><th>op</th><th>weight shape</th><th class="number">MACs</th>'
-        '<th class="number">weights</th><th>weight format</th><th>input format</th>'
-        f'<th class="number">share of {unit}</th>'
+    columns = {
+        "site": "", "op": "", "weight shape": "", "MACs": "number", "weights": "number",
+        "weight format": "", "input format": "", f"share of {unit}": "number",
+    }  # fmt: skip
+    macs = words.count(sum(site.macs for site in sites))
+    weights = words.count(sum(site.weight_count for site in sites))
+    table = page.table(
+        columns,
+        [_site_row(site, policy, shares, largest) for site in sites],
+        foot=(f"{len(sites)} sites", "", "", macs, weights, "", "", ""),
     )
-    macs = words.count(sum(site.macs for site in run.config.sites))
-    weights = words.count(sum(site.weight_count for site in run.config.sites))
-    foot = (
-        f"<tr><td>{len(run.config.sites)} sites</td><td></td><td></td>"
-        f'<td class="number">{macs}</td><td class="number">{weights}</td>'
-        "<td></td><td></td><td></td></tr>"
-    )
-    return page.SECTION.format(
-        name="sites", title="All sites", body=table(header, lines, foot)
-    )
+    return page.section("sites", "All sites", table)
 
 
-def _site_row(site, policy, shares, largest: float) -> str:
+def _site_row(site, policy, shares, largest: float) -> tuple[str, ...]:
     weight, activation = policy.get(site.path, ("–", "–"))
     share = shares.get(site.path, math.nan)
     shown = "–"
     if math.isfinite(share):
-        filled = 100 * share / largest
-        bar = f'<span class="bar"><span style="width:{filled:.1f}%"></span></span>'
-        shown = f"{words.percent(share)}{bar}"
+        shown = words.percent(share) + page.bar(share, largest)
     return (
-        f"<tr><td><code>{escape(site.path)}</code></td><td>{escape(site.op)}</td>"
-        f"<td>{shape_text(site.weight_shape)}</td>"
-        f'<td class="number">{words.count(site.macs)}</td>'
-        f'<td class="number">{words.count(site.weight_count)}</td>'
-        f"<td>{escape(weight)}</td><td>{escape(activation)}</td>"
-        f'<td class="number">{shown}</td></tr>'
+        page.code(site.path),
+        escape(site.op),
+        shape_text(site.weight_shape),
+        words.count(site.macs),
+        words.count(site.weight_count),
+        escape(weight),
+        escape(activation),
+        shown,
     )
 
 
@@ -180,7 +179,7 @@ def reproduction(run: Run) -> str:
             "<p>This command repeats the run in a new folder DIR; given the run's own "
             f"folder, it resumes.</p><pre><code>{escape(command)}</code></pre>"
         )
-    return page.SECTION.format(name="reproduce", title="How to reproduce", body=body)
+    return page.section("reproduce", "How to reproduce", body)
 
 
 def settings(run: Run) -> str:
@@ -192,29 +191,13 @@ def settings(run: Run) -> str:
         parts.append(f"<p>{number} decisions over the options {listed}.</p>")
     if run.config.flags:
         flags = {f"--{k}": words.flag_text(v) for k, v in run.config.flags.items()}
-        parts.append(_pairs("flag", flags))
+        parts.append(_pairs("flag", "value", flags))
     if run.summary is not None and run.summary.versions:
-        parts.append(_pairs("library", run.summary.versions))
-    body = "\n".join(parts) or "<p>None were recorded.</p>"
-    return page.SECTION.format(
-        name="settings", title="Settings and versions", body=body
-    )
+        parts.append(_pairs("library", "version", run.summary.versions))
+    parts = parts or ["<p>None were recorded.</p>"]
+    return page.section("settings", "Settings and versions", *parts)
 
 
-def _pairs(kind: str, pairs: Mapping[str, str]) -> str:
-    lines = [
-        f"<tr><td><code>{escape(str(name))}</code></td>"
-        f'<td class="value"><code>{escape(str(value))}</code></td></tr>'
-        for name, value in sorted(pairs.items())
-    ]
-    header = f"<th>{kind}</th><th>{'version' if kind == 'library' else 'value'}</th>"
-    return table(header, lines)
-
-
-def table(header: str, lines: Sequence[str], foot: str = "") -> str:
-    """Returns an HTML table of a header's cells, whole rows and a foot's row."""
-    foot = f"<tfoot>{foot}</tfoot>" if foot else ""
-    return (
-        f'<div class="scroll"><table><thead><tr>{header}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody>{foot}</table></div>"
-    )
+def _pairs(name: str, value: str, pairs: Mapping[str, str]) -> str:
+    rows = [[page.code(text) for text in pair] for pair in sorted(pairs.items())]
+    return page.table({name: "", value: "value"}, rows)
