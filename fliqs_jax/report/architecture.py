@@ -10,7 +10,6 @@ import numpy as np
 
 from fliqs_jax.report import page, probabilities, style
 from fliqs_jax.report.records import Run
-from fliqs_jax.report.words import shorten
 
 Options = Mapping[str, Sequence[int]]  # of each decision, ascending
 
@@ -33,37 +32,22 @@ def draw_sizes(
     Raises:
       ValueError: if the run recorded no probabilities.
     """
-    steps, strips = probabilities.resampled(run)
+    _, strips = probabilities.resampled(run)
     names = probabilities.decision_names(run)
-    rows = len(names)
-    values = np.stack(
-        [_relative(strips[:, row], options[name]) for row, name in enumerate(names)]
+    values = [
+        _relative(strips[:, row], options[name]) for row, name in enumerate(names)
+    ]
+    figure, bar = probabilities.draw_map(
+        run,
+        np.stack(values, axis=1),
+        outcomes=_outcomes(run, names, options, chosen),
+        title="Expected size of each part over the search",
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
     )
-    figure = style.new_figure(1.3 + 0.19 * rows)
-    axes = figure.subplots()
-    image = axes.imshow(
-        values, aspect="auto", interpolation="none", cmap="viridis", vmin=0, vmax=1,
-        extent=probabilities.extent(steps, rows),
-    )  # fmt: skip
-    style.dress(
-        axes, title="Expected size of each part over the search",
-        xlabel="training step", ylabel="", grid="",
-    )  # fmt: skip
-    axes.set_yticks(range(rows), [shorten(name, 34) for name in names])
-    style.step_ticks(axes)
-    for row, settled in enumerate(probabilities.settled_steps(run)):
-        axes.plot(settled, row, "o", markersize=3, color="#ffffff", clip_on=False)
-    probabilities.mark_warmup(axes, run, steps)
-    right = axes.secondary_yaxis("right")
-    right.set_yticks(range(rows), _outcomes(run, names, options, chosen))
-    right.tick_params(colors=style.INK, labelsize=style.TICK_SIZE, length=0)
-    right.spines["right"].set_visible(False)
-    bar = figure.colorbar(
-        image, ax=axes, pad=0.02, aspect=min(30, 4 * rows), fraction=0.03, anchor=(0, 1)
-    )
+    style.dress_bar(bar)
     bar.set_ticks([0, 1], labels=["smallest option", "largest option"])
-    bar.ax.tick_params(colors=style.MUTED, labelsize=style.TICK_SIZE, length=2)
-    bar.outline.set_visible(False)
     return figure
 
 

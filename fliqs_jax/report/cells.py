@@ -44,7 +44,7 @@ def draw_cell(cells: Mapping[str, Edges]) -> "matplotlib.figure.Figure":
         title = {"cell": "The cell", "normal": "Normal cell"}.get(
             kind, "Reduction cell"
         )
-        style.dress(axes, title=title, xlabel="", ylabel="", grid="")
+        style.dress(axes, title=title, grid="")
         outputs = sorted(set(places) - {0, 1, max(places)}) if joined else []
         joins = [(node, max(places), "") for node in outputs]
         live = live_edges([*edges, *joins], inputs=range(1 + joined))

@@ -37,10 +37,7 @@ def draw_formats(run: Run) -> "matplotlib.figure.Figure":
     _paired_bars(left, bits[:, 0], bits[:, 1], ("weights", "inputs"), _BIT_COLOURS)
     for row, (weight, activation) in enumerate(formats):
         text = weight if weight == activation else f"{weight} · {activation}"
-        left.annotate(
-            text, (bits[row].max(), row), xytext=(5, 0), textcoords="offset points",
-            va="center", fontsize=style.NOTE_SIZE, color=style.INK,
-        )  # fmt: skip
+        style.note(left, text, (bits[row].max(), row), (5, 0), va="center")
     left.set_xlim(0, 1.22 * bits.max())
     ticks = sorted({0, *bits.ravel().tolist()})
     left.set_xticks(ticks if len(ticks) < 9 else ticks[:: math.ceil(len(ticks) / 8)])
@@ -53,12 +50,9 @@ def draw_formats(run: Run) -> "matplotlib.figure.Figure":
         left,
         title="Chosen format of each site",
         xlabel="storage bits",
-        ylabel="",
         grid="x",
     )
-    style.dress(
-        right, title="Its share of the network", xlabel="share (%)", ylabel="", grid="x"
-    )
+    style.dress(right, title="Its share of the network", xlabel="share (%)", grid="x")
     right.tick_params(labelleft=False)
     for axes in (left, right):
         axes.spines["left"].set_visible(False)
@@ -182,7 +176,4 @@ def _label_points(figure, axes, points: list[tuple[float, float, str]]) -> None:
                 up = other_up - line
         placed.append((across, up))
         drop = (up - pixels[index][1]) * 72 / figure.dpi - 5  # clear of the dotted line
-        axes.annotate(
-            name, (x, y), xytext=(7, drop), textcoords="offset points", va="center",
-            fontsize=style.NOTE_SIZE, color=style.INK,
-        )  # fmt: skip
+        style.note(axes, name, (x, y), (7, drop), va="center")

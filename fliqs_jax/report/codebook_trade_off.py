@@ -97,6 +97,4 @@ def write_codebook_trade_off(
     path: str | os.PathLike, points: Sequence[CodebookPoint], **reference: float
 ) -> pathlib.Path:
     """Writes `draw_codebook_trade_off` as a PNG file and returns its path."""
-    figure = draw_codebook_trade_off(points, **reference)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return pathlib.Path(path)
+    return style.write_png(draw_codebook_trade_off(points, **reference), path)

@@ -180,7 +180,7 @@ def _histogram(axes, record: CompressionRecord, layer: int, column: int) -> None
     )  # fmt: skip
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1.13)
-    style.dress(axes, title="", xlabel="", ylabel="", grid="")
+    style.dress(axes, grid="")
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.locator_params(axis="x", nbins=3)

@@ -123,11 +123,8 @@ def _panel(axes, summary: Mapping[str, Any], name: str, factor: float) -> None:
         label=_FULL, zorder=3,
     )  # fmt: skip
     for formats, row in full.items():
-        axes.annotate(
-            formats, (factor * row[name], 100 * row["test_accuracy"]), xytext=(0, 7),
-            textcoords="offset points", fontsize=style.NOTE_SIZE, color=style.INK,
-            ha="center", annotation_clip=True,
-        )  # fmt: skip
+        at = factor * row[name], 100 * row["test_accuracy"]
+        style.note(axes, formats, at, (0, 7), ha="center", annotation_clip=True)
     if summary.get("point") is not None:
         draw(
             [summary["front"][summary["point"]]], color=style.ORANGE, marker="*",
@@ -184,5 +181,4 @@ def write_front_plot(
     path: str | os.PathLike, summary: Mapping[str, Any]
 ) -> pathlib.Path:
     """Writes `draw_front` as a PNG file and returns its path."""
-    draw_front(summary).savefig(path, dpi=150, metadata={"Software": None})
-    return pathlib.Path(path)
+    return style.write_png(draw_front(summary), path)

@@ -6,8 +6,10 @@ small multiples. Each function takes a Run and returns a matplotlib Figure.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from fliqs_jax.report import style
 from fliqs_jax.report.records import Run
@@ -40,38 +42,75 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     values = (
         np.nanmax(strips, axis=2) if bits is None else np.nansum(strips * bits, axis=2)
     )
-    rows = values.shape[1]
+    title = "Largest probability" if bits is None else "Expected bits"
+    certain = run.probabilities.certain
+    figure, bar = draw_map(
+        run,
+        values,
+        outcomes=_outcomes(run),
+        title=f"{'Bits' if certain else title} of each decision over the "
+        f"{'training' if certain else 'search'}",
+        cmap="viridis_r" if bits is None else "viridis",
+        norm=_bits_norm(bits),
+    )
+    quantity = "bits" if certain else "expected bits"
+    style.dress_bar(bar, "largest probability" if bits is None else quantity)
+    if bits is not None:
+        ticks = sorted(set(bits))
+        while len(ticks) > 8:
+            ticks = ticks[::2]
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        bar.minorticks_off()
+    return figure
+
+
+def draw_map(
+    run: Run,
+    values: Float[np.ndarray, "T L"],
+    *,
+    outcomes: Sequence[str],
+    title: str,
+    **colours: Any,
+) -> tuple["matplotlib.figure.Figure", "matplotlib.colorbar.Colorbar"]:
+    """Draws a value of every decision over the steps, a row a decision.
+
+    Args:
+      run: with policy rows.
+      values: at the steps of `resampled`.
+      outcomes: what stands at the rows' right ends.
+      title: of the figure.
+      **colours: of `imshow`.
+
+    Returns:
+      The figure, and its colour bar.
+    """
+    steps, _ = resampled(run)
+    rows = len(outcomes)
     figure = style.new_figure(1.3 + 0.19 * rows)
     axes = figure.subplots()
     image = axes.imshow(
-        values.T, aspect="auto", interpolation="none", extent=extent(steps, rows),
-        cmap="viridis_r" if bits is None else "viridis", norm=_bits_norm(bits),
+        values.T, aspect="auto", interpolation="none",
+        extent=(float(steps[0]), float(steps[-1]), rows - 0.5, -0.5), **colours,
     )  # fmt: skip
-    finals = final_options(run)
-    names = decision_names(run)
-    title = "Largest probability" if bits is None else "Expected bits"
-    during = "search"
-    if certain := run.probabilities.certain:
-        title, during = "Bits", "training"
-    style.dress(
-        axes,
-        title=f"{title} of each decision over the {during}",
-        xlabel="training step", ylabel="", grid="",
-    )  # fmt: skip
-    axes.set_yticks(range(rows), [shorten(name, 34) for name in names])
+    style.dress(axes, title=title, xlabel="training step", grid="")
+    axes.set_yticks(range(rows), [shorten(name, 34) for name in decision_names(run)])
     style.step_ticks(axes)
     for row, settled in enumerate(settled_steps(run)):
         axes.plot(settled, row, "o", markersize=3, color="#ffffff", clip_on=False)
-    mark_warmup(axes, run, steps)
+    phases = run.config.phases
+    if phases is not None and steps[0] < phases.warmup_end < steps[-1]:
+        axes.axvline(
+            phases.warmup_end, color="#ffffff", linewidth=0.9, linestyle=(0, (4, 3))
+        )
     right = axes.secondary_yaxis("right")
-    right.set_yticks(range(rows), _outcomes(run, finals))
+    right.set_yticks(range(rows), outcomes)
     right.tick_params(colors=style.INK, labelsize=style.TICK_SIZE, length=0)
     right.spines["right"].set_visible(False)
     bar = figure.colorbar(
         image, ax=axes, pad=0.02, aspect=min(30, 4 * rows), fraction=0.03, anchor=(0, 1)
     )
-    _label_bar(bar, bits, "bits" if certain else "expected bits")
-    return figure
+    bar.ax.tick_params(length=2)
+    return figure, bar
 
 
 def draw_probabilities(
@@ -159,11 +198,6 @@ def resampled(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.nan_to_num(trace.values[held], nan=0.0)
 
 
-def extent(steps: np.ndarray, rows: int) -> tuple[float, float, float, float]:
-    """Returns where a map of so many rows lies in steps and rows."""
-    return (float(steps[0]), float(steps[-1]), rows - 0.5, -0.5)
-
-
 def _option_names(run: Run) -> list[str]:
     width = _trace(run).values.shape[2]
     named = list(run.config.options[:width])
@@ -197,11 +231,11 @@ def settled_steps(run: Run) -> list[float]:
     return [float(trace.steps[t]) if t < len(ahead) else math.nan for t in first]
 
 
-def _outcomes(run: Run, finals: list[str]) -> list[str]:
+def _outcomes(run: Run) -> list[str]:
     """The final options; "int3 → int2" where the policy holds another format."""
     policy = run.policy or {}
     texts = []
-    for name, final in zip(decision_names(run), finals, strict=True):
+    for name, final in zip(decision_names(run), final_options(run), strict=True):
         chosen = policy.get(name, (final, final))[0]  # grouped decisions name no site
         texts.append(final if chosen == final else f"{final} → {chosen}")
     return texts
@@ -212,19 +246,6 @@ def _bits_norm(bits: np.ndarray | None):
 
     # A logarithm, because from 2 to 4 bits matters as much as from 16 to 32.
     return Normalize(0, 1) if bits is None else LogNorm(bits.min(), bits.max())
-
-
-def _label_bar(bar, bits: np.ndarray | None, quantity: str) -> None:
-    label = "largest probability" if bits is None else quantity
-    bar.set_label(label, fontsize=style.LABEL_SIZE, color=style.MUTED)
-    if bits is not None:
-        ticks = sorted(set(bits))
-        while len(ticks) > 8:
-            ticks = ticks[::2]
-        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        bar.minorticks_off()
-    bar.ax.tick_params(colors=style.MUTED, labelsize=style.TICK_SIZE, length=2)
-    bar.outline.set_visible(False)
 
 
 def _draw_strip(axes, steps, strip, labels, final: str) -> None:
@@ -244,18 +265,8 @@ def _draw_strip(axes, steps, strip, labels, final: str) -> None:
     )  # fmt: skip
 
 
-def mark_warmup(axes, run: Run, steps) -> None:
-    """Draws a dashed line where the warm-up ends."""
-    phases = run.config.phases
-    if phases is None or not steps[0] < phases.warmup_end < steps[-1]:
-        return
-    axes.axvline(
-        phases.warmup_end, color="#ffffff", linewidth=0.9, linestyle=(0, (4, 3))
-    )
-
-
 def _dress_strip(axes, name: str, labels: list[str], *, first: bool) -> None:
-    style.dress(axes, title="", xlabel="", ylabel="", grid="")
+    style.dress(axes, grid="")
     axes.set_title(
         shorten(name, 26), loc="left", fontsize=style.NOTE_SIZE, color=style.INK, pad=3
     )

@@ -118,7 +118,7 @@ def draw_sensitivity(
         )  # fmt: skip
     style.dress(
         axes, title="Sensitivity of each decision, alone, at each option",
-        xlabel="option", ylabel="", grid="",
+        xlabel="option", grid="",
     )  # fmt: skip
     axes.set_xticks(range(len(options)), options)
     axes.set_yticks(range(len(decisions)), [shorten(name, 34) for name in decisions])
@@ -127,9 +127,7 @@ def draw_sensitivity(
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.015, extend="min")
-    bar.set_label(unit, fontsize=style.LABEL_SIZE, color=style.MUTED)
-    bar.ax.tick_params(colors=style.MUTED, labelsize=style.TICK_SIZE)
-    bar.outline.set_visible(False)
+    style.dress_bar(bar, unit)
     # Above the cells, where it hides none.
     style.add_legend(axes, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -146,8 +144,7 @@ def write_sensitivity_plot(
 ) -> pathlib.Path:
     """Writes `draw_sensitivity` as a PNG file and returns its path."""
     figure = draw_sensitivity(decisions, options, values, chosen, unit=unit)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return pathlib.Path(path)
+    return style.write_png(figure, path)
 
 
 def _number(value: float) -> str:

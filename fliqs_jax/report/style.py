@@ -7,6 +7,8 @@ as found. The SVG names colours as CSS variables, so the page decides on light o
 
 import io
 import math
+import os
+import pathlib
 import re
 
 import numpy as np
@@ -37,7 +39,13 @@ def new_figure(
 
 
 def dress(
-    axes, *, title: str, xlabel: str, ylabel: str, grid: str = "y", pad: float = 6.0
+    axes,
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    grid: str = "y",
+    pad: float = 6.0,
 ) -> None:
     """Gives axes a title, labels and the report's quiet frame.
 
@@ -72,6 +80,29 @@ def add_legend(axes, **where) -> None:
         axes.legend(
             handles, labels, frameon=False, fontsize=TICK_SIZE, labelcolor=INK, **where
         )
+
+
+def note(axes, text: str, at: tuple[float, float], shift, **look) -> None:
+    """Writes small text beside a point of the data, `shift` points from it."""
+    axes.annotate(
+        text, at, xytext=shift, textcoords="offset points", fontsize=NOTE_SIZE,
+        color=INK, **look,
+    )  # fmt: skip
+
+
+def dress_bar(bar, label: str = "") -> None:
+    """Gives a colour bar its label and the report's quiet frame."""
+    bar.set_label(label, fontsize=LABEL_SIZE, color=MUTED)
+    bar.ax.tick_params(colors=MUTED, labelsize=TICK_SIZE)
+    bar.outline.set_visible(False)
+
+
+def write_png(
+    figure: "matplotlib.figure.Figure", path: str | os.PathLike
+) -> pathlib.Path:
+    """Writes a figure, the same bytes each time, and returns the file's path."""
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return pathlib.Path(path)
 
 
 def cost_ticks(axes) -> None:

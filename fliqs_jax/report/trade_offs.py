@@ -107,8 +107,7 @@ def write_trade_offs(
 ) -> pathlib.Path:
     """Writes `draw_trade_offs` as a PNG file and returns its path."""
     figure = draw_trade_offs(points, cost=cost, reference=reference)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return pathlib.Path(path)
+    return style.write_png(figure, path)
 
 
 def _levels(series: Mapping[str, Sequence[TradeOff]]) -> set[str]:
@@ -164,10 +163,7 @@ def _draw_series(figure, axes, own: list[TradeOff], look, *, shift: float) -> No
         transform=axes.transData + moved, zorder=3,
     )  # fmt: skip
     for point, cost, accuracy in zip(own, costs, accuracies, strict=True):
-        axes.annotate(
-            point.note, (cost, accuracy), xytext=(6, -9), textcoords="offset points",
-            fontsize=style.NOTE_SIZE, color=style.INK,
-        )  # fmt: skip
+        style.note(axes, point.note, (cost, accuracy), (6, -9))
 
 
 def _draw_level(axes, own: list[TradeOff]) -> None:
