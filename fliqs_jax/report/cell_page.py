@@ -5,7 +5,7 @@ import pathlib
 from html import escape
 from typing import Any
 
-from fliqs_jax.report import cells, curves, page, probabilities, sections, words
+from fliqs_jax.report import cells, html, page, probabilities, sections, words
 from fliqs_jax.report.reading import read_object, read_run
 from fliqs_jax.report.records import Run
 
@@ -139,12 +139,10 @@ def _weights(run: Run, formats: list[str]) -> str:
 
 
 def _training(run: Run) -> str:
-    if not curves.has_training(run) or "accuracy" not in run.train:
+    if "accuracy" not in run.train:
         return ""
     caption = "Of the search network. Pale: as recorded; full colour: running mean."
-    figure = curves.draw_training(run)
-    plot = page.figure(figure, "training", "Accuracy and loss", caption)
-    return page.section("training", "Training of the search network", plot)
+    return html.learning_section(run, "Training of the search network", caption)
 
 
 def _table(summary: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import pathlib
 from html import escape
 from typing import Any
 
-from fliqs_jax.report import curves, page, sections, words
+from fliqs_jax.report import html, page, sections, words
 from fliqs_jax.report.compression import (
     CompressionRecord,
     compression_sentence,
@@ -178,14 +178,9 @@ def _shares(layer) -> str:
 
 
 def _training(run: Run) -> str:
-    if not curves.has_training(run):
-        return ""
     caption = (
         "Of the weights w of the L steps, on training batches, without the penalty. "
         "Pale: as recorded; full colour: running mean. The star is the compressed "
         "network on the test set."
     )
-    plot = page.figure(
-        curves.draw_training(run), "training", "Accuracy and loss", caption
-    )
-    return page.section("training", "Training", plot)
+    return html.learning_section(run, "Training", caption)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from fliqs_jax.report import choices, curves, fronts, page, sections, words
+from fliqs_jax.report import choices, fronts, html, page, sections, words
 from fliqs_jax.report.reading import read_object, read_run
 
 _NAMES = {
@@ -190,16 +190,12 @@ def _search(summary: Mapping[str, Any]) -> str:
 def _supernet(folder: pathlib.Path) -> str:
     if not (folder / "supernet" / "config.json").exists():
         return ""
-    run = read_run(folder / "supernet")
-    if not curves.has_training(run):
-        return ""
     caption = (
         "Of the full network, in float; the loss is that of the sub-networks and the"
         " full network together. Pale: as recorded; full colour: running mean."
     )
-    figure = curves.draw_training(run)
-    plot = page.figure(figure, "training", "Accuracy and loss", caption)
-    return page.section("training", "Training of the super-network", plot)
+    run = read_run(folder / "supernet")
+    return html.learning_section(run, "Training of the super-network", caption)
 
 
 def _points(summary: Mapping[str, Any]) -> str:

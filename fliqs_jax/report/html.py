@@ -113,9 +113,16 @@ def training_section(run: Run) -> str:
             "learn) and the last phase (the policy is fixed, the weights "
             "settle on it). Between them the search. " + caption
         )
+    return learning_section(run, title, caption, _warnings(run))
+
+
+def learning_section(run: Run, title: str, caption: str, *above: str) -> str:
+    """Returns the section of a run's curves of learning; empty where it has none."""
+    if not curves.has_training(run):
+        return ""
     figure = curves.draw_training(run)
     plot = page.figure(figure, "training", "Accuracy and loss", caption)
-    return page.section("training", title, _warnings(run), plot)
+    return page.section("training", title, *above, plot)
 
 
 def _warnings(run: Run) -> str:
