@@ -5,7 +5,6 @@ text. The page around them is in `compression_page`.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fliqs_jax.report import style
+from fliqs_jax.report.reading import read_object
 from fliqs_jax.report.words import count, percent, shorten
 
 _MOST_LAYERS, _MOST_COLUMNS = 12, 6  # panels of the histograms
@@ -39,7 +39,6 @@ class CompressionRecord:
     layers: tuple[LayerRecord, ...]
     ends: Int[np.ndarray, "J"]  # training steps taken
     residual: Float[np.ndarray, "J"]
-    mu: Float[np.ndarray, "J"]
     measured: Mapping[str, Float[np.ndarray, "J"]]
     values: tuple[Float[np.ndarray, "J _"], ...]  # of each layer's codebook
     span: Float[np.ndarray, "L 2"]  # of each layer's histograms
@@ -52,12 +51,11 @@ def read_compression(workdir: str | pathlib.Path) -> CompressionRecord:
     Raises:
       FileNotFoundError: if the run has not written it yet.
     """
-    content = json.loads((pathlib.Path(workdir) / "compression.json").read_text())
+    content = read_object(pathlib.Path(workdir) / "compression.json")
     return CompressionRecord(
         layers=tuple(_layer(layer) for layer in content["layers"]),
         ends=np.array(content["ends"], np.int64),
         residual=_floats(content["residual"]),
-        mu=_floats(content["mu"]),
         measured={name: _floats(row) for name, row in content["measured"].items()},
         values=tuple(_floats(rows) for rows in content["values"]),
         span=_floats(content["span"]),
@@ -231,7 +229,7 @@ def compression_table(workdir: str | pathlib.Path) -> str:
 
 def compression_sentence(workdir: str | pathlib.Path) -> str:
     """Returns the result in a sentence, from summary.json."""
-    summary = json.loads((pathlib.Path(workdir) / "summary.json").read_text())
+    summary = read_object(pathlib.Path(workdir) / "summary.json")
     return (
         f"{percent(summary['accuracy'], 2)} test accuracy "
         f"(reference: {percent(summary['reference_accuracy'], 2)}) in "

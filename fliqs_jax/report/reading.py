@@ -126,47 +126,39 @@ def _config(content: Mapping[str, Any]) -> RunConfig:
         cost=content.get("cost") or "bops",
         cost_reference=content.get("cost_reference") or "int8",
         cost_target=None if target is None else float(target),
-        phases=Phases(**{key: phases[key] for key in _PHASE_KEYS}) if phases else None,
+        phases=_filled(Phases, phases) if phases else None,
     )
 
 
-_PHASE_KEYS = tuple(field.name for field in dataclasses.fields(Phases))
+def _filled(kind: type, content: Mapping[str, Any], **converted: Any) -> Any:
+    """A record of what a file says under the names of its fields, and of no more."""
+    names = {field.name for field in dataclasses.fields(kind)} & content.keys()
+    return kind(**{**{name: content[name] for name in names}, **converted})
 
 
 def read_sites(rows: Sequence[Mapping[str, Any]]) -> tuple[SiteRecord, ...]:
     """Returns the sites that a file of a run lists."""
     return tuple(
-        SiteRecord(
-            path=site["path"],
-            op=site["op"],
-            weight_shape=tuple(site["weight_shape"]),
-            macs=site["macs"],
-            weight_count=site["weight_count"],
-            input_size=site.get("input_size", 0),
-        )
+        _filled(SiteRecord, site, weight_shape=tuple(site["weight_shape"]))
         for site in rows
     )
 
 
 def _summary(file: pathlib.Path) -> Summary:
     content = read_object(file)
+
+    def numbers(row: Mapping[str, Any], *names: str) -> dict[str, float]:
+        return {name: _number(row.get(name)) for name in names}
+
     return Summary(
-        accuracy=_number(content.get("accuracy")),
-        cost=_number(content.get("cost")),
-        cost_target=_number(content.get("cost_target")),
-        cost_ratio=_number(content.get("cost_ratio")),
+        **numbers(content, "accuracy", "cost_ratio", "seconds", "entropy"),
         steps=content.get("steps") or 0,
-        seconds=_number(content.get("seconds")),
         compile_count=content.get("compile_count"),
-        entropy=_number(content.get("entropy")),
         seed=content.get("seed"),
         versions=content.get("versions") or {},
         uniform=tuple(
             UniformResult(
-                format=row["format"],
-                accuracy=_number(row.get("accuracy")),
-                cost=_number(row.get("cost")),
-                cost_ratio=_number(row.get("cost_ratio")),
+                format=row["format"], **numbers(row, "accuracy", "cost_ratio")
             )
             for row in content.get("uniform") or ()
         ),

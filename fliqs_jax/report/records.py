@@ -57,7 +57,6 @@ class UniformResult:
 
     format: str
     accuracy: float  # 0 to 1
-    cost: float  # in the unit of Summary.cost
     cost_ratio: float  # cost / target
 
 
@@ -66,8 +65,6 @@ class Summary:
     """How the run ended. NaN or None stands for what was not recorded."""
 
     accuracy: float  # test set, final discrete policy, 0 to 1
-    cost: float
-    cost_target: float
     cost_ratio: float  # cost / target
     steps: int
     seconds: float
