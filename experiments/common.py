@@ -4,16 +4,17 @@ The only place, with the launchers themselves, where text becomes objects.
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 from flax import nnx
 
 import fliqs_jax as fq
@@ -28,6 +29,7 @@ from fliqs_jax.train.pretrained import load_variables
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
+_Settings = TypeVar("_Settings")
 
 # What may differ when a run is continued in its workdir: how, not what, it computes.
 # Weights from elsewhere identify it themselves, wherever they lie by then.
@@ -281,13 +283,22 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return parsed
 
 
+def settings_of(kind: type[_Settings], **own: Any) -> _Settings:
+    """Returns settings, each as the flag of its name says if that is given.
+
+    Args:
+      kind: a dataclass; a flag that is None leaves a field its default.
+      **own: fields that have no flag of their name.
+    """
+    names = {field.name for field in dataclasses.fields(kind)} & set(FLAGS)
+    given = {name: FLAGS[name].value for name in names}
+    return kind(**{**{n: x for n, x in given.items() if x is not None}, **own})
+
+
 def job_settings() -> JobSettings:
-    """Returns the job's settings from the flags of the same names."""
-    fields = {field.name for field in dataclasses.fields(JobSettings)} & set(_OURS)
+    """Returns how a job is run."""
     profile = f"{FLAGS.workdir}/profile" if FLAGS.profile else None
-    return JobSettings(
-        profile_dir=profile, **{name: FLAGS[name].value for name in fields}
-    )
+    return settings_of(JobSettings, profile_dir=profile)
 
 
 def dataset() -> Dataset:
@@ -357,6 +368,12 @@ def user_model(name: str, **arguments: Any) -> nn.Module | nnx.Module:
             "the folder that you start in"
         ) from error
     return factory(**arguments)
+
+
+def start(run: Callable[[], None], *, distributed: bool = False) -> None:
+    """Starts a launcher as the command line says; its arguments are `run_or_exit`'s."""
+    flags.mark_flag_as_required("workdir")
+    app.run(functools.partial(run_or_exit, run=run, distributed=distributed))
 
 
 def run_or_exit(

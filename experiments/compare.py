@@ -25,7 +25,7 @@ import dataclasses
 import functools
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from experiments import (
     common,
@@ -87,10 +87,6 @@ flags.DEFINE_float(
 flags.DEFINE_bool("from_float", False, "Fine-tune all from one float network a seed.")
 flags.DEFINE_list("extra", [], "Further flags for every run, without their dashes.")
 flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.")
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
 
 
 def run() -> None:
@@ -253,5 +249,4 @@ def _given(names: frozenset[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run)

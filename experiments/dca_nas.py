@@ -25,7 +25,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import fliqs_jax as fq
 from experiments import common, search_flags
@@ -137,10 +137,6 @@ common.define(
     None,
     "Of the derived network (default: --steps, 0 for --signal=table).",
 )
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -397,5 +393,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run, distributed=True)

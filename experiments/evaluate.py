@@ -8,7 +8,7 @@ Reads the workdir and changes nothing in it. Prints one JSON object.
 import json
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import common, finished_run
 from fliqs_jax.data import evaluation_batches
@@ -20,10 +20,6 @@ finished_run.define_flags()
 flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Which examples to look at."
 )
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
 
 
 def run() -> None:
@@ -40,5 +36,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run)

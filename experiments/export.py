@@ -13,7 +13,7 @@ import json
 import pathlib
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import common, finished_run
 from fliqs_jax.data import evaluation_batches
@@ -34,10 +34,6 @@ flags.DEFINE_list("platforms", [*PLATFORMS], "That the program shall run on.")
 flags.DEFINE_integer(
     "fixed_batch", None, "Images a call of the program (default: any number)."
 )
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
 
 
 def run() -> None:
@@ -97,5 +93,4 @@ def _platforms() -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run)

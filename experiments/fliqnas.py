@@ -16,7 +16,7 @@ The budget is in all of them a fraction of what the full network costs in
 architecture.json, summary.json, metrics.jsonl, report.html, checkpoints/ and network/.
 """
 
-from absl import app, flags
+from absl import flags
 
 import fliqs_jax as fq
 from experiments import (
@@ -52,10 +52,6 @@ IDLE = {
     "model": "--supernet names the network",
     "model_options": "--supernet_options are those of the super-network",
 }
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -143,5 +139,4 @@ def completed(policy: fq.Policy, net: SuperNetwork, architecture) -> fq.Policy:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run, distributed=True)

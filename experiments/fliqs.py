@@ -11,7 +11,7 @@ policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 from collections.abc import Collection
 
 import flax.linen as nn
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
@@ -34,10 +34,6 @@ common.define(
     False,
     "Formats for q k^T and softmax(.) v, too, the products in attention layers.",
 )
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -95,5 +91,4 @@ def fliqs_settings() -> FliqsSettings:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run, distributed=True)

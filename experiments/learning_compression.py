@@ -14,12 +14,11 @@ checkpoints/. policy.json says fp32 throughout: a codebook is no number format, 
 decoded weights are plain numbers.
 """
 
-import dataclasses
 import functools
 import re
 
 import flax.linen as nn
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from experiments import common, search_flags
@@ -99,13 +98,10 @@ common.define(
 )
 
 
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
-
-
 def run() -> None:
     """Turns the flags into objects, trains the reference if need be, compresses."""
-    job, settings = common.job_settings(), compression_settings()
+    job = common.job_settings()
+    settings = common.settings_of(CompressionSettings)
     settings.l_steps(job.steps)  # a mistake there shows before data is read
     c_step = codebook()
     idle = idle_flags()
@@ -132,13 +128,6 @@ def run() -> None:
         augment=search_flags.augmentation(),
         config=config,
     )
-
-
-def compression_settings() -> CompressionSettings:
-    """Returns the method's settings: its defaults, changed by the flags given."""
-    names = {field.name for field in dataclasses.fields(CompressionSettings)}
-    given = {name: FLAGS[name].value for name in names & set(FLAGS)}
-    return CompressionSettings(**{k: v for k, v in given.items() if v is not None})
 
 
 def codebook():
@@ -187,5 +176,4 @@ def train_reference(
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run, distributed=True)

@@ -8,9 +8,7 @@ the same learned step sizes; with --init_from the weights start from a checkpoin
 Writes policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 """
 
-import dataclasses
-
-from absl import app, flags
+from absl import flags
 
 from experiments import common, cost_flags, search_flags
 from fliqs_jax.searchers.runs.bit_search import QBitOptSettings, search_bits
@@ -46,13 +44,9 @@ common.define("float", "damping", None, "Of oscillating weights, at the end (0: 
 common.define("bool", "per_channel", None, "One weight scale an output channel.")
 
 
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
-
-
 def run() -> None:
     """Turns the flags into objects and searches."""
-    job, settings = common.job_settings(), qbitopt_settings()
+    job, settings = common.job_settings(), common.settings_of(QBitOptSettings)
     idle = idle_flags()
     common.say_idle(idle)
     dataset = common.dataset()
@@ -81,13 +75,6 @@ def run() -> None:
     )
 
 
-def qbitopt_settings() -> QBitOptSettings:
-    """Returns the method's settings: its defaults, changed by the flags given."""
-    names = [field.name for field in dataclasses.fields(QBitOptSettings)]
-    given = {name: FLAGS[name].value for name in names}
-    return QBitOptSettings(**{k: v for k, v in given.items() if v is not None})
-
-
 def idle_flags() -> dict[str, str]:
     """Returns the flags that change nothing in this run, and why."""
     if FLAGS.policy is None:
@@ -96,5 +83,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run, distributed=True)

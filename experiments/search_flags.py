@@ -135,8 +135,4 @@ def augmentation() -> Augment:
 
 def optimizer_settings() -> fq.OptimizerSettings:
     """Returns how the weights are trained."""
-    return fq.OptimizerSettings(
-        name=FLAGS.optimizer,
-        learning_rate=FLAGS.learning_rate,
-        weight_decay=FLAGS.weight_decay,
-    )
+    return common.settings_of(fq.OptimizerSettings, name=FLAGS.optimizer)

@@ -15,7 +15,7 @@ Takes the flags of experiments.fliqs; those of its controller have no effect.
 import functools
 
 import flax.linen as nn
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
@@ -41,18 +41,9 @@ flags.DEFINE_integer("batches", 4, "Training batches to calibrate and measure on
 flags.DEFINE_bool("monotone", True, "A wider format counts as no worse.")
 
 
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run)
-
-
 def run() -> None:
     """Turns the flags into objects, trains if need be, measures, allocates."""
-    settings = AllocationSettings(
-        measure=FLAGS.measure,
-        allocation=FLAGS.allocation,
-        batches=FLAGS.batches,
-        monotone=FLAGS.monotone,
-    )
+    settings = common.settings_of(AllocationSettings)
     method = fliqs.fliqs_settings()
     if FLAGS.policy is not None or method.dynamic_scales:
         raise ValueError(
@@ -114,5 +105,4 @@ def train_network(
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run)

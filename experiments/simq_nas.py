@@ -19,7 +19,7 @@ import functools
 import pathlib
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from experiments import (
     common,
@@ -144,10 +144,6 @@ common.define(
 common.define("float", "size_limit", None, "Of the point, MB of 10^6 bytes.")
 common.define("float", "latency_limit", None, "Most of it, ms.")
 finetuning.define_finetuning_flags()
-
-
-def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, run, distributed=True)
 
 
 def run() -> None:
@@ -308,16 +304,10 @@ def site_prices() -> dict[str, SiteCost]:
 
 def simq_settings() -> simq_nas.SimqSettings:
     """Returns the method's settings."""
-    return simq_nas.SimqSettings(
-        searcher=FLAGS.searcher,
-        evaluations=FLAGS.evaluations,
-        population=FLAGS.population,
-        searched_loss=FLAGS.searched_loss,
+    return common.settings_of(
+        simq_nas.SimqSettings,
         reference_format=FLAGS.accuracy_reference,
         sensitivity=FLAGS.seed_by_sensitivity,
-        seeded_fraction=FLAGS.seeded_fraction,
-        sensitivity_features=FLAGS.sensitivity_features,
-        weight_modes=FLAGS.weight_modes,
         ptq=PtqSettings(
             weight_observer=FLAGS.weight_observer,
             input_observer=FLAGS.input_observer,
@@ -326,7 +316,6 @@ def simq_settings() -> simq_nas.SimqSettings:
         ),
         recalibration_batches=FLAGS.statistics_batches,
         per_device=FLAGS.candidates_per_device,
-        reference_networks=FLAGS.reference_networks,
     )
 
 
@@ -362,5 +351,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    common.start(run, distributed=True)

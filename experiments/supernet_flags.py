@@ -52,13 +52,7 @@ def define_supernet_flags() -> None:
 
 def supernet_settings() -> SupernetSettings:
     """Returns how sub-networks are trained."""
-    return SupernetSettings(
-        subnetworks=FLAGS.subnetworks,
-        sandwich=FLAGS.sandwich,
-        temperature=FLAGS.temperature,
-        label_smoothing=FLAGS.label_smoothing,
-        clip_norm=FLAGS.clip_norm,
-    )
+    return common.settings_of(SupernetSettings)
 
 
 def network_config() -> dict[str, Any]:
