@@ -4,8 +4,6 @@ Counts of the network that --model_options lay out, its weights at --size_format
 stages at formats that are searched, too (--stage_formats); latencies of a table.
 """
 
-import hashlib
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -190,11 +188,3 @@ def check_table(
             f" --dataset={FLAGS.dataset} and --model_options has {ours:.0f}: name the"
             " table's own data set and network"
         )
-
-
-def table_identity() -> dict[str, str]:
-    """Returns what tells that a table is no longer the one of a run."""
-    if FLAGS.table is None:
-        return {}
-    content = pathlib.Path(FLAGS.table).read_bytes()
-    return {"table_sha256": hashlib.sha256(content).hexdigest()}

@@ -254,7 +254,7 @@ def run_config(
             "name": FLAGS.model if by_name else None,
             "options": model_options(),
         },
-        **cost_flags.table_identity(),
+        **cost_flags.table_identity("latency_table"),
     }
 
 

@@ -73,9 +73,9 @@ def _latency() -> costs.SiteCost:
     )
 
 
-def table_identity() -> dict[str, str]:
-    """What tells that a latency table is no longer the one a run was started with."""
-    if FLAGS.latency_table is None:
+def table_identity(flag: str) -> dict[str, str]:
+    """Returns what tells that a flag's file is no longer the one a run started with."""
+    if FLAGS[flag].value is None:
         return {}
-    content = pathlib.Path(FLAGS.latency_table).read_bytes()
-    return {"latency_table_sha256": hashlib.sha256(content).hexdigest()}
+    content = pathlib.Path(FLAGS[flag].value).read_bytes()
+    return {f"{flag}_sha256": hashlib.sha256(content).hexdigest()}

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 import fliqs_jax as fq
-from experiments import common, search_flags
+from experiments import common, cost_flags, search_flags
 from experiments.cell_limits import (
     LAYOUT,
     check_table,
@@ -37,7 +37,6 @@ from experiments.cell_limits import (
     make_limits,
     network_counts,
     stage_formats,
-    table_identity,
 )
 from experiments.trained_network import train_network
 from fliqs_jax.data import Dataset
@@ -169,7 +168,7 @@ def run() -> None:
         **common.run_config(idle=idle),
         "model": space.name,
         "network": None,
-        **table_identity(),
+        **cost_flags.table_identity("table"),
     }
     with open_workdir(FLAGS.workdir, config, volatile=("session",)) as folder:
         if (folder / "summary.json").exists():

@@ -21,7 +21,6 @@ from absl import flags
 import fliqs_jax as fq
 from experiments import (
     common,
-    cost_flags,
     one_shot_flags,
     search_flags,
     subnetwork_flags,
@@ -56,7 +55,7 @@ IDLE = {
 
 def run() -> None:
     """Turns the flags into objects and searches."""
-    job = common.job_settings()  # a mistake there shows before data is read
+    common.job_settings()  # a mistake there shows before data is read
     settings = one_shot_flags.search_settings(FLIQNAS)
     both = FLAGS.policy is not None and FLAGS.architecture is not None
     given = "--architecture with --policy" if both else None
@@ -66,30 +65,19 @@ def run() -> None:
     net, made_by = subnetwork_flags.supernet(dataset)
     architecture = subnetwork_flags.architecture(net, FLAGS.architecture)
     space, policy = formats_and_policy(net, architecture)
-    variables, record = common.initial_variables()
-    config = {
-        **common.run_config(idle=idle),
-        **record,
+    arguments = search_flags.search_arguments(settings, idle=idle)
+    arguments["config"] |= {
         "model": FLAGS.supernet,
+        "network": {"supernet": FLAGS.supernet},
     }
-    config["network"] = {"supernet": FLAGS.supernet}
     search_network(
         JointSpace(net, space),
         dataset,
-        workdir=FLAGS.workdir,
-        cost_target=FLAGS.cost_target,
-        job=job,
-        cost=cost_flags.site_cost(per_channel=settings.per_channel),
-        cost_reference=FLAGS.cost_reference,
         settings=settings,
-        optimizer=search_flags.optimizer_settings(),
-        augment=search_flags.augmentation(),
         architecture=architecture,
         policy=policy,
-        variables=variables,
-        skip_variables=FLAGS.init_skip,
         made_by=made_by,
-        config=config,
+        **arguments,
     )
 
 
@@ -109,8 +97,7 @@ def formats_and_policy(
         policy = fq.Policy.uniform(net.sites, FLAGS.policy, pins=pins)
     else:
         policy = completed(fq.Policy.load(FLAGS.policy), net, architecture)
-    names = [name.removeprefix("u") for pair in policy.values() for name in pair]
-    formats = list(dict.fromkeys([*FLAGS.formats, *names]))
+    formats = search_flags.formats_with(policy)
     return search_flags.search_space(net.sites, formats), policy
 
 

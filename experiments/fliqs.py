@@ -65,24 +65,9 @@ def train(
 ) -> None:
     """Searches, or trains at a policy, as the flags say."""
     settings = fliqs_settings()
-    variables, record = common.initial_variables()
-    search_formats(
-        model,
-        dataset,
-        space,
-        workdir=workdir,
-        cost_target=FLAGS.cost_target,
-        job=common.job_settings(),
-        cost=cost_flags.site_cost(per_channel=settings.per_channel),
-        cost_reference=FLAGS.cost_reference,
-        fliqs=settings,
-        optimizer=search_flags.optimizer_settings(),
-        augment=search_flags.augmentation(),
-        policy=policy,
-        variables=variables,
-        skip_variables=FLAGS.init_skip,
-        config={**common.run_config(idle=idle), **record},
-    )
+    arguments = search_flags.search_arguments(settings, idle=idle)
+    arguments["workdir"] = workdir
+    search_formats(model, dataset, space, fliqs=settings, policy=policy, **arguments)
 
 
 def fliqs_settings() -> FliqsSettings:

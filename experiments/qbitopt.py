@@ -46,33 +46,20 @@ common.define("bool", "per_channel", None, "One weight scale an output channel."
 
 def run() -> None:
     """Turns the flags into objects and searches."""
-    job, settings = common.job_settings(), common.settings_of(QBitOptSettings)
+    common.job_settings()  # a mistake there shows before data is read
+    settings = common.settings_of(QBitOptSettings)
     idle = idle_flags()
     common.say_idle(idle)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
-    cost = cost_flags.site_cost(per_channel=settings.per_channel)
     space, policy = search_flags.space_and_policy(
-        model, dataset.train.image_shape, cost, separate=True
-    )
-    variables, record = common.initial_variables()
-    search_bits(
         model,
-        dataset,
-        space,
-        workdir=FLAGS.workdir,
-        cost_target=FLAGS.cost_target,
-        job=job,
-        cost=cost,
-        cost_reference=FLAGS.cost_reference,
-        qbitopt=settings,
-        optimizer=search_flags.optimizer_settings(),
-        augment=search_flags.augmentation(),
-        policy=policy,
-        variables=variables,
-        skip_variables=FLAGS.init_skip,
-        config={**common.run_config(idle=idle), **record},
+        dataset.train.image_shape,
+        cost_flags.site_cost(per_channel=settings.per_channel),
+        separate=True,
     )
+    arguments = search_flags.search_arguments(settings, idle=idle)
+    search_bits(model, dataset, space, qbitopt=settings, policy=policy, **arguments)
 
 
 def idle_flags() -> dict[str, str]:

@@ -4,16 +4,18 @@ Beside `common`, whose flags every launcher has.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import flax.linen as nn
 from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common
+from experiments import common, cost_flags
 from fliqs_jax import costs
 from fliqs_jax.data import augment, default_augmentation
+from fliqs_jax.searchers.runs.bit_search import QBitOptSettings
 from fliqs_jax.site_patterns import match_paths
 from fliqs_jax.train.classifier import Augment, image_sites
 
@@ -77,11 +79,14 @@ def space_and_policy(
     space = search_space(sites, FLAGS.formats, separate=separate)
     policy = fixed_policy(space, cost)
     if policy is not None:
-        # Room for the policy's own formats; nothing is searched.
-        names = [name.removeprefix("u") for pair in policy.values() for name in pair]
-        formats = list(dict.fromkeys([*FLAGS.formats, *names]))
-        space = search_space(sites, formats, separate=separate)
+        space = search_space(sites, formats_with(policy), separate=separate)
     return space, policy
+
+
+def formats_with(policy: fq.Policy) -> list[str]:
+    """Returns --formats with room for those of a policy, where nothing is searched."""
+    names = [name.removeprefix("u") for pair in policy.values() for name in pair]
+    return list(dict.fromkeys([*FLAGS.formats, *names]))
 
 
 def search_space(
@@ -125,6 +130,30 @@ def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | Non
     seed = int(FLAGS.policy.removeprefix("random:"))
     (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)
     return space.policy(options)
+
+
+def search_arguments(
+    settings: fq.FliqsSettings | QBitOptSettings, *, idle: Collection[str]
+) -> dict[str, Any]:
+    """Returns what searches inside one training run take alike from the flags.
+
+    Args:
+      settings: of the method.
+      idle: flags that have no effect.
+    """
+    variables, record = common.initial_variables()
+    return {
+        "workdir": FLAGS.workdir,
+        "cost_target": FLAGS.cost_target,
+        "job": common.job_settings(),
+        "cost": cost_flags.site_cost(per_channel=settings.per_channel),
+        "cost_reference": FLAGS.cost_reference,
+        "optimizer": optimizer_settings(),
+        "augment": augmentation(),
+        "variables": variables,
+        "skip_variables": FLAGS.init_skip,
+        "config": {**common.run_config(idle=idle), **record},
+    }
 
 
 def augmentation() -> Augment:

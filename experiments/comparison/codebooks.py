@@ -1,13 +1,12 @@
 """What came of a comparison's compressions: a table by K, and loss against K."""
 
-import collections
 import dataclasses
 import pathlib
 import statistics
 from collections.abc import Sequence
 
 from experiments.comparison.planning import split_method
-from experiments.comparison.results import finished_runs, title
+from experiments.comparison.results import finished_runs, grouped, spread, title
 from fliqs_jax.files import replace_text
 from fliqs_jax.report import CodebookPoint, write_codebook_trade_off
 from fliqs_jax.searchers.compression.schedule import VARIANTS
@@ -90,27 +89,18 @@ def codebook_table(rows: Sequence[CodebookRow]) -> str:
     for (size, method), own in _groups(rows):
         lines.append(
             f"| {size} | {method} | {len(own)}"
-            f" | {_spread([row.train_loss for row in own], '.2g')}"
-            f" | {_spread([100 * row.test_error for row in own], '.2f')}"
+            f" | {spread([row.train_loss for row in own], '.2g')}"
+            f" | {spread([100 * row.test_error for row in own], '.2f')}"
             f" | {statistics.mean(row.ratio for row in own):.1f}"
             f" | {statistics.mean(row.minutes for row in own):.1f} |"
         )
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float], form: str) -> str:
-    shown = f"{statistics.mean(values):{form}}"
-    return f"{shown} ± {statistics.stdev(values):{form}}" if values[1:] else shown
-
-
 def _groups(
     rows: Sequence[CodebookRow],
 ) -> list[tuple[tuple[int, str], list[CodebookRow]]]:
     """Rows by K and method, K ascending, methods as `VARIANTS` lists them."""
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[row.size, row.method].append(row)
     order = list(VARIANTS)
-    return sorted(
-        groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]))
-    )
+    groups = grouped(rows, "size", "method").items()
+    return sorted(groups, key=lambda item: (item[0][0], order.index(item[0][1])))

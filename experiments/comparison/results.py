@@ -132,16 +132,13 @@ def comparison_table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for (budget, method), own in _groups(rows):
-        accuracy = [100 * row.accuracy for row in own]
-        shown = f"{statistics.mean(accuracy):.2f}"
-        if len(own) > 1:
-            shown += f" ± {statistics.stdev(accuracy):.2f}"
+        accuracy = spread([100 * row.accuracy for row in own], ".2f")
         cost = statistics.mean(row.cost_of_reference for row in own)
         steps = statistics.mean(row.steps for row in own)
         minutes = statistics.mean(row.seconds for row in own) / 60
         lines.append(
-            f"| {'' if budget is None else budget} | {method} | {len(own)} | {shown} "
-            f"| {cost:.4f} | {steps:.0f} | {minutes:.1f} |"
+            f"| {'' if budget is None else budget} | {method} | {len(own)}"
+            f" | {accuracy} | {cost:.4f} | {steps:.0f} | {minutes:.1f} |"
         )
     return "\n".join(lines)
 
@@ -196,13 +193,24 @@ def _groups(
     rows: Sequence[Row],
 ) -> list[tuple[tuple[float | None, str], list[Row]]]:
     """Rows by budget and method, in the order of the table."""
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[row.budget, row.method].append(row)
 
     def order(item):
         (budget, method), own = item
         accuracy = statistics.mean(row.accuracy for row in own)
         return (-1.0 if budget is None else budget), -accuracy, method
 
-    return sorted(groups.items(), key=order)
+    return sorted(grouped(rows, "budget", "method").items(), key=order)
+
+
+def grouped(rows: Sequence[Any], *fields: str) -> dict[tuple, list[Any]]:
+    """Returns the rows that are alike in some fields, by the values of these."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[tuple(getattr(row, name) for name in fields)].append(row)
+    return groups
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Returns mean and standard deviation, of one value the value alone."""
+    shown = f"{statistics.mean(values):{form}}"
+    return f"{shown} ± {statistics.stdev(values):{form}}" if values[1:] else shown

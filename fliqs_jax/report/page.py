@@ -202,7 +202,7 @@ def code(text: str) -> str:
     return f"<code>{escape(text)}</code>"
 
 
-def bar(part: float, whole: float) -> str:
+def bar(part: float | int, whole: float | int) -> str:
     """Returns a bar that is filled as far as the part is of the whole."""
     width = f"{100 * part / whole:.1f}%"
     return f'<span class="bar"><span style="width:{width}"></span></span>'

@@ -82,7 +82,7 @@ def add_legend(axes, **where) -> None:
         )
 
 
-def note(axes, text: str, at: tuple[float, float], shift, **look) -> None:
+def note(axes, text: str, at, shift, **look) -> None:
     """Writes small text beside a point of the data, `shift` points from it."""
     axes.annotate(
         text, at, xytext=shift, textcoords="offset points", fontsize=NOTE_SIZE,
