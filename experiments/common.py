@@ -56,15 +56,25 @@ _EXPECTED = (ValueError, FileNotFoundError, TrainingDiverged, processes.Preempte
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
 
-def define(kind: str, name: str, default: Any, text: str, **keywords: Any) -> None:
+def define(
+    kind: str, name: str, default: Any, text: str, values: Collection[str] = ()
+) -> None:
     """Defines an absl flag that belongs to a run's identity (unless volatile).
 
     A process may import several launchers: the first to define a flag is enough.
+
+    Args:
+      kind: as absl names it: "string", "enum".
+      name: without dashes.
+      default: None is not given.
+      text: for --help.
+      values: of an enum.
     """
     if name in FLAGS:
         known = FLAGS[name].default
         assert known == default, f"--{name}: defaults {known} and {default}"
         return
+    keywords = {"enum_values": [*values]} if values else {}
     getattr(flags, f"DEFINE_{kind}")(name, default, help=text, **keywords)
     _OURS.append(name)
 
@@ -76,8 +86,8 @@ def define_workdir_flags() -> None:
     define("integer", "batch_size", 128, "Examples a step, over all devices.")
 
 
-def define_common_flags(*, steps: int) -> None:
-    """Defines the flags that DESIGN promises for every launcher."""
+def define_common_flags() -> None:
+    """Defines the flags that DESIGN promises for every launcher that trains."""
     define_workdir_flags()
     define("string", "dataset", "digits", "digits, or the name of a TFDS image set.")
     define("bool", "download", False, "Download and prepare the data set if absent.")
@@ -85,12 +95,18 @@ def define_common_flags(*, steps: int) -> None:
     define("string", "model", "resnet8", "Name of a model, or package.module:factory.")
     define("list", "model_options", [], "Fields of the model: width=32,dtype=bfloat16.")
     define("list", "formats", ["int2", "int3", "int4", "int8"], "The options.")
+    _define_cost_flags()
+    _define_training_flags()
+    define_process_flags()
+
+
+def _define_cost_flags() -> None:
     define(
         "enum",
         "cost",
         "bops",
         "What the budget counts.",
-        enum_values=["bops", "size", "activation_size", "mean_bits", "latency"],
+        values=["bops", "size", "activation_size", "mean_bits", "latency"],
     )
     define(
         "string",
@@ -115,26 +131,21 @@ def define_common_flags(*, steps: int) -> None:
     define(
         "string", "cost_reference", "int8", "Format of the uniform reference policy."
     )
-    define("integer", "steps", steps, "Training steps.")
+
+
+def _define_training_flags() -> None:
+    define("integer", "steps", 5000, "Training steps.")
     define("integer", "seed", 0, "Seed of everything random.")
-    define("enum", "optimizer", "sgd", "Of the weights.", enum_values=["sgd", "adamw"])
+    define("enum", "optimizer", "sgd", "Of the weights.", values=["sgd", "adamw"])
     define("float", "learning_rate", 0.1, "Largest; cosine to zero after a warm-up.")
     define("float", "weight_decay", 5e-4, "On matrices and kernels, not on vectors.")
     define("float", "label_smoothing", 0.0, "In [0, 1).")
     define("float", "validation_fraction", 0.1, "Share of training images held out.")
     define(
-        "enum",
-        "dtype",
-        "float32",
-        "Of computation.",
-        enum_values=["float32", "bfloat16"],
+        "enum", "dtype", "float32", "Of computation.", values=["float32", "bfloat16"]
     )
     define(
-        "enum",
-        "mapping",
-        "shard_map",
-        "Over devices.",
-        enum_values=["shard_map", "pmap"],
+        "enum", "mapping", "shard_map", "Over devices.", values=["shard_map", "pmap"]
     )
     define(
         "integer",

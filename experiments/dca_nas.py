@@ -83,18 +83,15 @@ IDLE = {
     "formats": "--stage_formats names those of a cell search",
 }
 
-common.define_common_flags(steps=5000)
-common.define_process_flags()
-common.define(
-    "enum", "space", "nasbench201", "Of the cells.", enum_values=[*cells.CELL_SPACES]
-)
+common.define_common_flags()
+common.define("enum", "space", "nasbench201", "Of the cells.", values=cells.CELL_SPACES)
 common.define(
     "enum",
     "signal",
     "network",
     "What tells how good a cell is: a search network, scores of untrained cells, or a "
     "table's expected accuracy.",
-    enum_values=["network", "training_free", "table"],
+    values=["network", "training_free", "table"],
 )
 define_limit_flags()
 common.define("string", "table", None, "CSV file of NAS-Bench-201 cells.")
@@ -274,7 +271,7 @@ def finish(
     processes.on_main(lambda: policy.save(folder / "policy.json"))
     accuracy, source, seconds = None, None, 0.0
     if final_steps():
-        _, seconds, result = train_network(
+        _, result = train_network(
             model,
             dataset,
             folder=f"{folder}/derived",
@@ -284,6 +281,7 @@ def finish(
             policy=policy,
         )
         accuracy, source = result["accuracy"], "test set, derived network trained here"
+        seconds = result["seconds"]
     elif FLAGS.test_column is not None:
         accuracy = table.judged_value(summary["index"], FLAGS.test_column) / 100
         source = f"table, {FLAGS.test_column}"

@@ -32,9 +32,8 @@ from fliqs_jax.searchers.runs.network_search import search_network
 
 FLAGS = flags.FLAGS
 
-common.define_common_flags(steps=5000)
+common.define_common_flags()
 common.define_start_flags()
-common.define_process_flags()
 one_shot_flags.define_one_shot_flags()
 search_flags.define_space_flags()
 subnetwork_flags.define_supernet_flags()

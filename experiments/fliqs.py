@@ -23,9 +23,8 @@ from fliqs_jax.searchers.runs.format_search import search_formats
 FLAGS = flags.FLAGS
 FORMS = one_shot_flags.FORMS
 
-common.define_common_flags(steps=5000)
+common.define_common_flags()
 common.define_start_flags()
-common.define_process_flags()
 one_shot_flags.define_one_shot_flags()
 search_flags.define_space_flags()
 common.define(

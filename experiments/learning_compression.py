@@ -49,9 +49,8 @@ IDLE = {
     "evaluate_every": "the compressed network is measured after each L step",
 }
 
-common.define_common_flags(steps=5000)
+common.define_common_flags()
 common.define_start_flags()
-common.define_process_flags()
 common.define(
     "string",
     "codebook",
@@ -66,7 +65,7 @@ common.define(
     "lc",
     "Learning-Compression, its quadratic-penalty form, (iterated) direct compression, "
     "or quantization-aware training on the codebook (straight-through gradient).",
-    enum_values=[*VARIANTS],
+    values=VARIANTS,
 )
 common.define("integer", "lc_steps", None, "L steps; the first is twice as long.")
 common.define("float", "mu", None, "Of the penalty, in the first L step.")
@@ -163,16 +162,15 @@ def train_reference(
 ) -> tuple[TrainedState, float]:
     """Trains the float network in WORKDIR/float, or finds it trained."""
     steps = FLAGS.steps if FLAGS.reference_steps is None else FLAGS.reference_steps
-    network = common.run_config()["network"]
-    state, seconds, _ = train_network(
+    state, summary = train_network(
         model,
         dataset,
         folder=f"{FLAGS.workdir}/float",
         steps=steps,
         learning_rate=FLAGS.reference_learning_rate,
-        **network,
+        **common.run_config()["network"],
     )
-    return state, seconds
+    return state, summary["seconds"]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ SEARCH_FLAGS = (
 
 def define_one_shot_flags() -> None:
     """Defines how the search goes; None is the form's own setting."""
-    common.define("enum", "form", "default", "Of the controller.", enum_values=[*FORMS])
+    common.define("enum", "form", "default", "Of the controller.", values=FORMS)
     common.define("integer", "policy_every", None, "Steps between controller updates.")
     common.define("integer", "policy_samples", None, "Policies judged on one batch.")
     common.define(
@@ -54,10 +54,8 @@ def define_one_shot_flags() -> None:
     common.define("float", "policy_ridge", None, "Of the loss model (default form).")
     common.define("float", "policy_learning_rate", None, "Adam's, on the logits.")
     common.define("float", "entropy_weight", None, "At the end of the search.")
-    common.define(
-        "enum", "entropy_schedule", None, "To that weight.", enum_values=[*SCHEDULES]
-    )
-    common.define("enum", "reward", None, "From quality, cost.", enum_values=[*REWARDS])
+    common.define("enum", "entropy_schedule", None, "To that weight.", values=SCHEDULES)
+    common.define("enum", "reward", None, "From quality, cost.", values=REWARDS)
     common.define(
         "float", "cost_beta", None, "Loss that a cost error of 100 % is worth."
     )
@@ -66,7 +64,7 @@ def define_one_shot_flags() -> None:
         "quality",
         "loss",
         "Policies are judged by.",
-        enum_values=["loss", "accuracy"],
+        values=["loss", "accuracy"],
     )
     common.define(
         "bool", "judge_on_validation", False, "Judge policies on held-out batches."
@@ -86,14 +84,14 @@ def define_one_shot_flags() -> None:
         "selection",
         None,
         "Of the final policy.",
-        enum_values=["within_budget", "argmax"],
+        values=["within_budget", "argmax"],
     )
     common.define(
         "enum",
         "scales",
         None,
         "Clip bounds by squared error, or absmax.",
-        enum_values=["calibrated", "absmax"],
+        values=["calibrated", "absmax"],
     )
     common.define(
         "integer", "calibrate_every", 100, "Steps between updates of the clip bounds."

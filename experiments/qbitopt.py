@@ -20,9 +20,8 @@ SEARCH_FLAGS = (
     "update_every", "frozen_fraction", "trace_decay", "least_gain", "rescale_range",
 )  # fmt: skip
 
-common.define_common_flags(steps=5000)
+common.define_common_flags()
 common.define_start_flags()
-common.define_process_flags()
 search_flags.define_space_flags()
 common.define(
     "integer",

@@ -69,8 +69,7 @@ IDLE = {
     "cost_reference": "--accuracy_reference names the policy to compare with",
 }
 
-common.define_common_flags(steps=5000)
-common.define_process_flags()
+common.define_common_flags()
 common.define_start_flags()
 search_flags.define_decision_flags()
 supernet_flags.define_supernet_flags()
@@ -80,9 +79,7 @@ common.define(
     ["error", "size"],
     f"What is minimised: error, and one or more of {', '.join(PRICES)}.",
 )
-common.define(
-    "enum", "searcher", "linas", "Of the front.", enum_values=[*simq_nas.SEARCHERS]
-)
+common.define("enum", "searcher", "linas", "Of the front.", values=simq_nas.SEARCHERS)
 common.define("integer", "evaluations", 250, "Candidates evaluated, at most.")
 common.define("integer", "population", 50, "Candidates a generation.")
 common.define(
@@ -100,14 +97,14 @@ common.define(
     "seed_by_sensitivity",
     "fisher",
     "Measure of the full network's sites by which first candidates are made, or none.",
-    enum_values=[*MEASURES, "none"],
+    values=[*MEASURES, "none"],
 )
 common.define("float", "seeded_fraction", 0.5, "Of the first generation, made so.")
 common.define(
     "bool", "sensitivity_features", True, "Tell the predictors of LINAS, too."
 )
-common.define("enum", "weight_observer", "mse", "Of ranges.", enum_values=[*OBSERVERS])
-common.define("enum", "input_observer", "mse", "Of ranges.", enum_values=[*OBSERVERS])
+common.define("enum", "weight_observer", "mse", "Of ranges.", values=OBSERVERS)
+common.define("enum", "input_observer", "mse", "Of ranges.", values=OBSERVERS)
 common.define("bool", "symmetric_inputs", False, "Inputs without zero points.")
 common.define(
     "integer", "calibration_batches", 2, "Training batches for a candidate's ranges."

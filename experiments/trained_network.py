@@ -61,7 +61,7 @@ def train_network(
     options: Mapping[str, Any],
     learning_rate: float | None = None,
     policy: fq.Policy | None = None,
-) -> tuple[TrainedState, float, Mapping[str, Any]]:
+) -> tuple[TrainedState, Mapping[str, Any]]:
     """Trains a network in a folder of its own, or finds it trained there.
 
     Args:
@@ -75,7 +75,7 @@ def train_network(
       policy: to train it at; None is float.
 
     Returns:
-      The variables, the seconds that training took, and the run's summary.
+      The variables, and the run's summary.
     """
     sites = image_sites(model, dataset.train.image_shape)
     policy = policy or fq.Policy.uniform(sites, "fp32")
@@ -102,5 +102,4 @@ def train_network(
         },
     )
     network = fq.load_network(folder, model)
-    state = TrainedState(network.params, network.model_state)
-    return state, result.summary["seconds"], result.summary
+    return TrainedState(network.params, network.model_state), result.summary
