@@ -251,11 +251,8 @@ def finish(
     folder: pathlib.Path,
 ) -> None:
     """Trains the derived network, looks the cell up, writes the results."""
-    counted = network_counts(space, dataset)
-    counts = [
-        int(counted.cost(unit).of(space, found.repair.choice))
-        for unit in ("parameters", "macs")
-    ]
+    costs = map(network_counts(space, dataset).cost, ("parameters", "macs"))
+    counts = [int(cost.of(space, found.repair.choice)) for cost in costs]
     summary = cell_summary(space, limits, found, counts, table, stages)
     common.say(f"found {summary['genotype']}")
     options = {
@@ -285,7 +282,7 @@ def finish(
     elif FLAGS.test_column is not None:
         accuracy = table.judged_value(summary["index"], FLAGS.test_column) / 100
         source = f"table, {FLAGS.test_column}"
-    if table is not None and FLAGS.test_column is not None:
+    if FLAGS.test_column is not None:
         summary["baselines"] = baselines(space, table, limits)
     summary = {
         "accuracy": accuracy,

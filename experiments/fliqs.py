@@ -15,7 +15,7 @@ from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, cost_flags, one_shot_flags, search_flags
+from experiments import common, one_shot_flags, search_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.searchers.runs.format_search import search_formats
@@ -45,10 +45,7 @@ def run() -> None:
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     space, policy = search_flags.space_and_policy(
-        model,
-        dataset.train.image_shape,
-        cost_flags.site_cost(per_channel=settings.per_channel),
-        attention_products=FLAGS.attention_products,
+        model, dataset, settings, attention_products=FLAGS.attention_products
     )
     train(model, dataset, space, workdir=FLAGS.workdir, policy=policy, idle=idle)
 

@@ -148,26 +148,25 @@ def controller_recipe() -> Recipe:
     """Returns the controller of --form; a flag that it does not have is an error."""
     make = FORMS[FLAGS.form]
     accepted = inspect.signature(make).parameters
-    arguments = {
-        "num_samples": ("policy_samples", FLAGS.policy_samples),
-        "learning_rate": ("policy_learning_rate", FLAGS.policy_learning_rate),
-        "entropy_weight": ("entropy_weight", FLAGS.entropy_weight),
-        "entropy_schedule": (
-            "entropy_schedule",
-            SCHEDULES.get(FLAGS.entropy_schedule),
-        ),
-        "reward": ("reward", REWARDS.get(FLAGS.reward)),
-        "beta": ("cost_beta", FLAGS.cost_beta),
-        "temperature": ("policy_temperature", FLAGS.policy_temperature),
-        "ridge": ("policy_ridge", FLAGS.policy_ridge),
+    flag_of = {
+        "num_samples": "policy_samples",
+        "learning_rate": "policy_learning_rate",
+        "entropy_weight": "entropy_weight",
+        "entropy_schedule": "entropy_schedule",
+        "reward": "reward",
+        "beta": "cost_beta",
+        "temperature": "policy_temperature",
+        "ridge": "policy_ridge",
     }
+    functions = {"entropy_schedule": SCHEDULES, "reward": REWARDS}
     given = {}
-    for name, (flag, value) in arguments.items():
+    for name, flag in flag_of.items():
+        value = FLAGS[flag].value
         if value is None:
             continue
         if name not in accepted:
             raise ValueError(f"--{flag} has no meaning for --form={FLAGS.form}")
-        given[name] = value
+        given[name] = functions[name][value] if name in functions else value
     exponential = FLAGS.reward in ("soft_exponential", "hard_exponential")
     if exponential and FLAGS.quality != "accuracy":
         raise ValueError(

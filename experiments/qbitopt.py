@@ -10,7 +10,7 @@ Writes policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 
 from absl import flags
 
-from experiments import common, cost_flags, search_flags
+from experiments import common, search_flags
 from fliqs_jax.searchers.runs.bit_search import QBitOptSettings, search_bits
 
 FLAGS = flags.FLAGS
@@ -52,10 +52,7 @@ def run() -> None:
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     space, policy = search_flags.space_and_policy(
-        model,
-        dataset.train.image_shape,
-        cost_flags.site_cost(per_channel=settings.per_channel),
-        separate=True,
+        model, dataset, settings, separate=True
     )
     arguments = search_flags.search_arguments(settings, idle=idle)
     search_bits(model, dataset, space, qbitopt=settings, policy=policy, **arguments)

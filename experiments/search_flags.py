@@ -4,7 +4,7 @@ Beside `common`, whose flags every launcher has.
 """
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from flax import nnx
 import fliqs_jax as fq
 from experiments import common, cost_flags
 from fliqs_jax import costs
-from fliqs_jax.data import augment, default_augmentation
+from fliqs_jax.data import Dataset, augment, default_augmentation
 from fliqs_jax.searchers.runs.bit_search import QBitOptSettings
 from fliqs_jax.site_patterns import match_paths
 from fliqs_jax.train.classifier import Augment, image_sites
@@ -59,8 +59,8 @@ def define_decision_flags() -> None:
 
 def space_and_policy(
     model: nn.Module | nnx.Module,
-    image_shape: Sequence[int],
-    cost: costs.SiteCost,
+    dataset: Dataset,
+    settings: fq.FliqsSettings | QBitOptSettings,
     *,
     separate: bool = False,
     attention_products: bool = False,
@@ -69,13 +69,15 @@ def space_and_policy(
 
     Args:
       model: the network.
-      image_shape: [H, W, C].
-      cost: of a site; a random policy has the target's.
+      dataset: its data.
+      settings: of the method.
       separate: whether weights and inputs have decisions of their own, unless the flag
         says.
       attention_products: with the products inside attention layers.
     """
-    sites = image_sites(model, image_shape, attention_products=attention_products)
+    cost = cost_flags.site_cost(per_channel=settings.per_channel)
+    shape = dataset.train.image_shape
+    sites = image_sites(model, shape, attention_products=attention_products)
     space = search_space(sites, FLAGS.formats, separate=separate)
     policy = fixed_policy(space, cost)
     if policy is not None:

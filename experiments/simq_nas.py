@@ -41,6 +41,7 @@ from fliqs_jax.searchers.joint.static_calibration import PtqSettings
 from fliqs_jax.searchers.runs.results import describe_sites
 from fliqs_jax.searchers.runs.simq_results import write_search
 from fliqs_jax.searchers.sensitivities.fisher import check_estimable
+from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.searchers.sensitivities.table import MEASURES
 from fliqs_jax.train.fitting import describe_variables
 from fliqs_jax.train.workdir import open_workdir, read_json
@@ -157,19 +158,7 @@ def run() -> None:
     check_reachable(spaces[0], prices, selection.limits)
     state = supernet_flags.given_supernet(net)
     shared = common.run_config(adjustable=ADJUSTABLE, idle=IDLE)
-    config = {
-        "method": "simq_nas",
-        "dataset": dataset.name,
-        "sites": describe_sites(net.sites),
-        "decisions": spaces[0].counts,
-        "options": list(spaces[0].space.option_names),
-        **shared,
-        "model": FLAGS.supernet,
-        "cost": FLAGS.objectives[1],
-        "network": {"name": None, **supernet_flags.network_config()},
-        "supernet_variables": state and describe_variables(state.variables),
-        **(initial_variables() if state is None else {}),
-    }
+    config = {**shared, **identity(net, dataset, spaces[0], state)}
     volatile = ("session", "adjustable")
     with open_workdir(FLAGS.workdir, config, volatile=volatile) as folder:
         if finished(folder, shared["adjustable"]):
@@ -181,37 +170,53 @@ def run() -> None:
             state, training = supernet_flags.trained_supernet(
                 net, dataset, folder=f"{folder}/supernet", config=point_config()
             )
-        finetune = None
-        if FLAGS.finetune_steps:
-            finetune = functools.partial(
-                finetuning.finetune_point, dataset, point_config()
-            )
+        how = {
+            "folder": folder,
+            "settings": settings,
+            "batch_size": FLAGS.batch_size,
+            "seed": FLAGS.seed,
+        }
         found = simq_nas.search_front(
-            spaces,
-            state,
-            dataset,
-            prices=prices,
-            objectives=objectives,
-            folder=folder,
-            batch_size=FLAGS.batch_size,
-            seed=FLAGS.seed,
-            settings=settings,
+            spaces, state, dataset, prices=prices, objectives=objectives, **how
         )
+        finetune = functools.partial(finetuning.finetune_point, dataset, point_config())
         write_search(
             found,
             state,
             dataset,
-            folder=folder,
-            settings=settings,
+            **how,
             selection=selection,
-            finetune=finetune,
-            batch_size=FLAGS.batch_size,
-            seed=FLAGS.seed,
+            finetune=finetune if FLAGS.finetune_steps else None,
             training=training,
             network=supernet_flags.network_config(),
             config=point_config(),
             facts={"adjustable": shared["adjustable"], "supernet": FLAGS.supernet},
         )
+
+
+def identity(
+    net: SuperNetwork, dataset: Dataset, space: JointSpace, state: TrainedState | None
+) -> dict[str, Any]:
+    """Returns what identifies a run beside its flags, for its `config.json`.
+
+    Args:
+      net: the super-network.
+      dataset: its data.
+      space: that is searched.
+      state: the variables of a super-network trained elsewhere.
+    """
+    return {
+        "method": "simq_nas",
+        "dataset": dataset.name,
+        "sites": describe_sites(net.sites),
+        "decisions": space.counts,
+        "options": list(space.space.option_names),
+        "model": FLAGS.supernet,
+        "cost": FLAGS.objectives[1],
+        "network": {"name": None, **supernet_flags.network_config()},
+        "supernet_variables": state and describe_variables(state.variables),
+        **(initial_variables() if state is None else {}),
+    }
 
 
 def finished(folder: pathlib.Path, adjustable: dict[str, Any]) -> bool:

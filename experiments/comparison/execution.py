@@ -88,6 +88,8 @@ def _start(
     print(f"running {run.name}", flush=True)
     (root / run.name).mkdir(parents=True, exist_ok=True)
     ours = os.sched_getaffinity(0)
+    # Runs of other seeds and formats are the same programs: compiled once for all.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "compilation_cache")}
     with open(root / f"{run.name}.log", "a", encoding="utf-8") as log:
         os.sched_setaffinity(0, cores)  # which the process inherits
         try:
@@ -95,15 +97,10 @@ def _start(
                 command(run, root, shared),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**CPU_ENVIRONMENT, **_cache(root), **os.environ},
+                env={**CPU_ENVIRONMENT, **cache, **os.environ},
             )
         finally:
             os.sched_setaffinity(0, ours)
-
-
-def _cache(root: pathlib.Path) -> dict[str, str]:
-    """Runs of other seeds and formats are the same programs: compiled once for all."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(root / "compilation_cache")}
 
 
 def _shares(number: int) -> list[list[int]]:
