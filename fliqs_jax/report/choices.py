@@ -47,10 +47,7 @@ def draw_formats(run: Run) -> "matplotlib.figure.Figure":
     weights = _shares([site.weight_count for site in sites])
     _paired_bars(right, macs, weights, ("of MACs", "of weights"), _SHARE_COLOURS)
     style.dress(
-        left,
-        title="Chosen format of each site",
-        xlabel="storage bits",
-        grid="x",
+        left, title="Chosen format of each site", xlabel="storage bits", grid="x"
     )
     style.dress(right, title="Its share of the network", xlabel="share (%)", grid="x")
     right.tick_params(labelleft=False)

@@ -74,11 +74,7 @@ def _head(
             f"{words.count(summary['file_bytes'])} bytes on disk; "
             f"{summary['compression_ratio_formula']:.1f} × by formula, without header",
         ),
-        (
-            "Bits of a weight",
-            f"{_mean_bits(record):.2f}",
-            "indices and codebooks",
-        ),
+        ("Bits of a weight", f"{_mean_bits(record):.2f}", "indices and codebooks"),
         (
             "Distance to the codebook",
             f"{summary['residual']:.1e}",

@@ -37,7 +37,9 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     Raises:
       ValueError: if the run recorded no probabilities.
     """
-    steps, strips = resampled(run)
+    from matplotlib.colors import LogNorm, Normalize
+
+    _, strips = resampled(run)
     bits = _option_bits(run)
     values = (
         np.nanmax(strips, axis=2) if bits is None else np.nansum(strips * bits, axis=2)
@@ -51,7 +53,8 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
         title=f"{'Bits' if certain else title} of each decision over the "
         f"{'training' if certain else 'search'}",
         cmap="viridis_r" if bits is None else "viridis",
-        norm=_bits_norm(bits),
+        # A logarithm: from 2 to 4 bits matters as much as from 16 to 32.
+        norm=Normalize(0, 1) if bits is None else LogNorm(bits.min(), bits.max()),
     )
     quantity = "bits" if certain else "expected bits"
     style.dress_bar(bar, "largest probability" if bits is None else quantity)
@@ -239,13 +242,6 @@ def _outcomes(run: Run) -> list[str]:
         chosen = policy.get(name, (final, final))[0]  # grouped decisions name no site
         texts.append(final if chosen == final else f"{final} → {chosen}")
     return texts
-
-
-def _bits_norm(bits: np.ndarray | None):
-    from matplotlib.colors import LogNorm, Normalize
-
-    # A logarithm, because from 2 to 4 bits matters as much as from 16 to 32.
-    return Normalize(0, 1) if bits is None else LogNorm(bits.min(), bits.max())
 
 
 def _draw_strip(axes, steps, strip, labels, final: str) -> None:
