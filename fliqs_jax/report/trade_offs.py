@@ -163,7 +163,9 @@ def _draw_series(figure, axes, own: list[TradeOff], look, *, shift: float) -> No
         transform=axes.transData + moved, zorder=3,
     )  # fmt: skip
     for point, cost, accuracy in zip(own, costs, accuracies, strict=True):
-        style.note(axes, point.note, (cost, accuracy), (6, -9))
+        # Below its bar, clear of the symbols that stand beside it.
+        low = accuracy - 100 * _deviation(point.accuracies)
+        style.note(axes, point.note, (cost, low), (0, -6), ha="center", va="top")
 
 
 def _draw_level(axes, own: list[TradeOff]) -> None:
@@ -183,7 +185,7 @@ def _budget_lines(axes, budgets: list[float]) -> None:
     for budget in budgets:
         axes.axvline(budget, color=style.SHADE, linestyle=(0, (1, 3)), linewidth=1)
         axes.text(
-            budget, 1.01, f"budget {budget:g}", transform=axes.get_xaxis_transform(),
+            budget, 1.01, f"budget {budget:.3g}", transform=axes.get_xaxis_transform(),
             ha="center", va="bottom", fontsize=style.NOTE_SIZE, color=style.MUTED,
         )  # fmt: skip
 
