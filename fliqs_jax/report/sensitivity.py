@@ -135,11 +135,16 @@ def draw_sensitivity(
 
 def write_sensitivity_plot(
     path: str | os.PathLike,
-    *table: Sequence[str] | ArrayLike,
+    decisions: Sequence[str],
+    options: Sequence[str],
+    values: Float[ArrayLike, "L K"],
+    chosen: Int[ArrayLike, "L"],
+    *,
     unit: str,
 ) -> pathlib.Path:
-    """Writes `draw_sensitivity` of a table as a PNG file and returns its path."""
-    return style.write_png(draw_sensitivity(*table, unit=unit), path)
+    """Writes `draw_sensitivity` as a PNG file and returns its path."""
+    figure = draw_sensitivity(decisions, options, values, chosen, unit=unit)
+    return style.write_png(figure, path)
 
 
 def _number(value: float) -> str:
