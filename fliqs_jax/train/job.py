@@ -207,7 +207,7 @@ class _Session:
         profiled = cuts[min(1, len(cuts) - 1)]  # the second, once compiled
         for look, (begin, end) in enumerate(cuts):
             state = self._run_hooks(begin, state)
-            if _ended(self.hooks, begin, state):
+            if any(h.ends_run(state) for h in self.hooks if begin in h.steps):
                 return state, True
             with _profile(self.settings.profile_dir, active=(begin, end) == profiled):
                 state, metrics = self.dispatch(state, self.source, begin, end)
@@ -313,10 +313,6 @@ def _events(hooks: list[Hook], settings: JobSettings) -> set[int]:
         step for period in periods - {0} for step in range(0, settings.steps, period)
     }
     return regular.union(*(hook.steps for hook in hooks))
-
-
-def _ended(hooks: list[Hook], step: int, state: PyTree) -> bool:
-    return any(hook.ends_run(state) for hook in hooks if step in hook.steps)
 
 
 @contextlib.contextmanager
