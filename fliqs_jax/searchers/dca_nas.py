@@ -182,9 +182,9 @@ class DcaNas:
                 validation_loss, has_aux=True
             )(architecture.alphas)
             value, accuracy, gradient = lax.pmean((value, accuracy, gradient), AXIS)
-            moved = self.architecture.step(
-                architecture, gradient, self._progress(state.step)
-            )
+            searched = state.step - self.warmup_steps
+            progress = searched / (self.steps - self.warmup_steps)
+            moved = self.architecture.step(architecture, gradient, progress)
             return moved, {"held_out_loss": value, "held_out_accuracy": accuracy}
 
         def wait(architecture):
@@ -216,9 +216,6 @@ class DcaNas:
             ),
             {"loss": value, "accuracy": accuracy, **judged},
         )
-
-    def _progress(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        return (step - self.warmup_steps) / (self.steps - self.warmup_steps)
 
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
         """Returns no work between steps: all of it is in the step."""

@@ -38,32 +38,12 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from fliqs_jax.checks import check_not_negative
-from fliqs_jax.searchers.compression.history import (
-    Best,
-    History,
-    init_history,
-    record,
-)
-from fliqs_jax.searchers.compression.lagrangian import (
-    Compression,
-    assign,
-    c_step,
-    clipped_learning_rate,
-    compress,
-    decode,
-    multiplier_step,
-    penalty_gradient,
-    residual,
-    straight_through,
-)
-from fliqs_jax.searchers.compression.rules import (
-    Scope,
-    scope_weights,
-    with_codebooks,
-)
+from fliqs_jax.searchers.compression import lagrangian
+from fliqs_jax.searchers.compression.history import Best, History, init_history, record
+from fliqs_jax.searchers.compression.rules import Scope, scope_weights, with_codebooks
 from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps, Variant
 from fliqs_jax.train.classifier import Classifier
-from fliqs_jax.train.fitting import start_variables
+from fliqs_jax.train.fitting import start_state
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
@@ -83,7 +63,7 @@ class LCState:
     params: PyTree  # w, and what is not compressed
     model_state: PyTree  # batch statistics and other collections
     opt_state: PyTree
-    compression: Compression
+    compression: lagrangian.Compression
     l_step: Int[Array, ""]  # number of the present one
     best: Best  # Delta(Theta) of least training loss so far
     history: History
@@ -116,18 +96,14 @@ class LearningCompression:
 
     def init(self, key: Key[Array, ""], images: ArrayLike) -> LCState:
         """Returns the state before the first step; nothing is compressed yet."""
-        init_key, run_key = jax.random.split(key)
-        params, model_state = start_variables(
-            self.variables, *self.classifier.init(init_key, images)
+        start = start_state(self, key, images)
+        params = start["params"]
+        shapes = jax.eval_shape(
+            lambda params: lagrangian.compress(params, self.scopes), params
         )
-        shapes = jax.eval_shape(lambda params: compress(params, self.scopes), params)
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return LCState(
-            step=jnp.zeros((), jnp.int32),
-            key=run_key,
-            params=params,
-            model_state=model_state,
-            opt_state=self.optimizer.init(params),
+            **start,
             compression=empty,
             l_step=jnp.zeros((), jnp.int32),
             best=Best(
@@ -148,13 +124,13 @@ class LearningCompression:
         if self.variant.straight_through:
             compression = lax.cond(
                 state.step % _REFIT_EVERY == 0,
-                lambda: c_step(state.params, compression, self.scopes),
-                lambda: assign(state.params, compression, self.scopes),
+                lambda: lagrangian.c_step(state.params, compression, self.scopes),
+                lambda: lagrangian.assign(state.params, compression, self.scopes),
             )
 
         def objective(params):
             if self.variant.straight_through:
-                params = straight_through(params, compression, self.scopes)
+                params = lagrangian.straight_through(params, compression, self.scopes)
             logits, model_state = self.classifier.train_forward(
                 params,
                 state.model_state,
@@ -171,13 +147,13 @@ class LearningCompression:
         gradients, model_state, loss, accuracy = lax.pmean(
             (gradients, model_state, loss, accuracy), AXIS
         )
-        pull = penalty_gradient(state.params, compression, self.scopes)
+        pull = lagrangian.penalty_gradient(state.params, compression, self.scopes)
         updates, opt_state = self.optimizer.update(
             jax.tree.map(jnp.add, gradients, pull), state.opt_state, state.params
         )
         rate = self.learning_rate(state.l_step)
         if self.clip_learning_rate:
-            rate = clipped_learning_rate(rate, compression.mu)
+            rate = lagrangian.clipped_learning_rate(rate, compression.mu)
         updates = jax.tree.map(lambda x: (rate * x).astype(x.dtype), updates)
         return (
             state.replace(
@@ -205,7 +181,7 @@ class LearningCompression:
     def start(self, state: LCState) -> LCState:
         """Compresses the reference directly; the first L step starts (host)."""
         params = jax.device_get(state.params)
-        compression = compress(params, self.scopes)
+        compression = lagrangian.compress(params, self.scopes)
         return self._next_l_step(state, params, compression, number=0)
 
     def end_l_step(self, state: LCState) -> LCState:
@@ -214,9 +190,9 @@ class LearningCompression:
         After the last one the weights become the best Delta(Theta) of the run.
         """
         params, before = jax.device_get((state.params, state.compression))
-        compression = c_step(params, before, self.scopes)
+        compression = lagrangian.c_step(params, before, self.scopes)
         if self.variant.multipliers:
-            compression = multiplier_step(params, compression, self.scopes)
+            compression = lagrangian.multiplier_step(params, compression, self.scopes)
         number = int(state.l_step) + 1
         state = self._next_l_step(state, params, compression, number)
         if number == len(self.l_steps.ends) or self.converged(state):
@@ -225,7 +201,7 @@ class LearningCompression:
 
     def _next_l_step(self, state, params, compression, number):
         """Returns the state at the start of an L step, after what came before it."""
-        decoded = decode(params, compression, self.scopes)
+        decoded = lagrangian.decode(params, compression, self.scopes)
         measured = {}
         if self.measure is not None:
             at_decoded = _own_copy(decoded, state)
@@ -236,7 +212,7 @@ class LearningCompression:
             number,
             weights=weights,
             codebooks=compression.codebooks,
-            residual=residual(params, compression, self.scopes),
+            residual=lagrangian.residual(params, compression, self.scopes),
             mu=compression.mu,
             measured=measured,
         )
@@ -252,16 +228,14 @@ class LearningCompression:
             params = decoded
         fresh = {
             "params": params,
+            # Moments belong to the old target: the new one is somewhere else.
+            "opt_state": self.optimizer.init(state.params),
             "compression": compression,
             "l_step": np.int32(number),
             "best": best,
             "history": history,
         }
-        # Moments belong to the old target: the new one is somewhere else.
-        moments = self.optimizer.init(state.params)
-        return state.replace(
-            opt_state=_own_copy(moments, state), **_own_copy(fresh, state)
-        )
+        return state.replace(**_own_copy(fresh, state))
 
     def converged(self, state: LCState) -> bool:
         """Returns whether the weights have met their codebooks (host)."""

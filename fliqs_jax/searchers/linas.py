@@ -7,15 +7,16 @@ networks: candidates are integer vectors, objectives come from the caller's func
 `nsga2` and `random_search` are its rivals, called alike.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.multi_objective import evolution
-from fliqs_jax.searchers.multi_objective.decisions import Active, Decisions
+from fliqs_jax.searchers.multi_objective.decisions import Active, Space
 from fliqs_jax.searchers.multi_objective.pareto import (
     front,
     hypervolume,
@@ -40,7 +41,6 @@ __all__ = [
     "search",
 ]
 
-Space = Sequence[int] | Mapping[str, int] | np.ndarray | SearchSpace
 Features = Callable[[np.ndarray], np.ndarray]  # int[N, D] -> float[N, F]
 # Most that the predictors' own front may be of a generation. They have seen few rows at
 # first, and what is bred from the real front stays near what is known.
@@ -121,65 +121,72 @@ def search(
       >>> sorted(result.values[result.front].astype(int).tolist())
       [[-3, 6], [-2, 3], [-1, 1], [0, 0]]
     """
-
-    def propose(history: History) -> np.ndarray:
-        if len(history.vectors) < population:
-            return history.vectors[:0]
-
-        def describe(vectors):
-            columns = one_hot(vectors, decisions.counts, decisions.active(vectors))
-            return np.c_[columns, features(vectors)] if features else columns
-
-        described = describe(history.vectors)
-        predictors = [fit_predictor(described, _capped(y)) for y in history.values.T]
-
-        def predict(vectors):
-            described = describe(vectors)
-            values = np.stack([p(described) for p in predictors], axis=1)
-            return history.ranked(values)
-
-        values = history.ranked(history.values)
-        best = evolution.survive(values, population)
-        parents, seen = history.vectors[best], history.seen()
-        share = _PREDICTED * (1.0 - population / len(history.vectors))
-        predicted = evolution.evolve(
-            decisions,
-            predict,
-            parents,
-            evaluations=inner_evaluations,
-            count=round(share * population),
-            seen=seen,
-            random=history.random,
-        )
-        lacking = population - len(predicted)
-        children = evolution.mate(
-            decisions,
-            parents,
-            values[best],
-            count=_LITTER * lacking,
-            seen=seen | set(map(tuple, predicted.tolist())),
-            random=history.random,
-        )
-        if len(children):
-            children = children[evolution.survive(predict(children), lacking)]
-        return np.concatenate([predicted, children])
-
-    decisions = Decisions(space, active)
-    run = Run(
-        decisions=decisions,
-        evaluate=evaluate,
-        objectives=objectives,
-        evaluations=evaluations,
-        population=population,
-        seed=seed,
-        initial=initial,
-        known=known,
-        limits=limits,
-        log=log,
-        batch_size=batch_size,
-        say=say,
+    return run_search(
+        functools.partial(
+            _by_predictors, inner_evaluations=inner_evaluations, features=features
+        ),
+        Run(
+            space=space,
+            evaluate=evaluate,
+            objectives=objectives,
+            evaluations=evaluations,
+            population=population,
+            seed=seed,
+            active=active,
+            initial=initial,
+            known=known,
+            limits=limits,
+            log=log,
+            batch_size=batch_size,
+            say=say,
+        ),
     )
-    return run_search(propose, run)
+
+
+def _by_predictors(
+    history: History, *, inner_evaluations: int, features: Features | None
+) -> np.ndarray:
+    decisions, population = history.decisions, history.population
+    if len(history.vectors) < population:
+        return history.vectors[:0]
+
+    def describe(vectors):
+        columns = one_hot(vectors, decisions.counts, decisions.active(vectors))
+        return np.c_[columns, features(vectors)] if features else columns
+
+    described = describe(history.vectors)
+    predictors = [fit_predictor(described, _capped(y)) for y in history.values.T]
+
+    def predict(vectors):
+        described = describe(vectors)
+        values = np.stack([p(described) for p in predictors], axis=1)
+        return history.ranked(values)
+
+    values = history.ranked(history.values)
+    best = evolution.survive(values, population)
+    parents, seen = history.vectors[best], history.seen()
+    share = _PREDICTED * (1.0 - population / len(history.vectors))
+    predicted = evolution.evolve(
+        decisions,
+        predict,
+        parents,
+        evaluations=inner_evaluations,
+        count=round(share * population),
+        seen=seen,
+        random=history.random,
+    )
+    lacking = population - len(predicted)
+    children = evolution.mate(
+        decisions,
+        parents,
+        values[best],
+        count=_LITTER * lacking,
+        seen=seen | set(map(tuple, predicted.tolist())),
+        random=history.random,
+    )
+    if len(children):
+        children = children[evolution.survive(predict(children), lacking)]
+    return np.concatenate([predicted, children])
 
 
 def _capped(values: np.ndarray) -> np.ndarray:
@@ -193,94 +200,45 @@ def _capped(values: np.ndarray) -> np.ndarray:
 
 
 def nsga2(
-    space: Space,
-    evaluate: Evaluate,
-    objectives: Sequence[str],
-    *,
-    evaluations: int = 250,
-    population: int = 50,
-    seed: int = 0,
-    active: Active | None = None,
-    initial: Sequence | np.ndarray = (),
-    known: tuple[Sequence | np.ndarray, Sequence | np.ndarray] = ((), ()),
-    limits: Mapping[str, float] = MappingProxyType({}),
-    log: str | os.PathLike[str] | None = None,
-    batch_size: int | None = None,
-    say: Callable[[str], None] = print,
+    space: Space, evaluate: Evaluate, objectives: Sequence[str], **settings: Any
 ) -> ParetoResult:
-    """Searches by NSGA-II on the real objectives; arguments as in `search`."""
+    """Searches by NSGA-II on the real objectives.
 
-    def propose(history: History) -> np.ndarray:
-        if len(history.vectors) < population:
-            return history.vectors[:0]
-        # Replayed from the record, generation by generation, so a resumed search has
-        # the parents that the uninterrupted one has.
-        values = history.ranked(history.values)
-        first = max(history.num_known, population)
-        parents = evolution.survive(values[:first], population)
-        for begin in range(first, len(history.vectors), population):
-            rows = np.arange(begin, min(begin + population, len(history.vectors)))
-            rows = np.concatenate([parents, rows])
-            parents = rows[evolution.survive(values[rows], population)]
-        return evolution.mate(
-            history.decisions,
-            history.vectors[parents],
-            values[parents],
-            count=population,
-            seen=history.seen(),
-            random=history.random,
-        )
+    Arguments are those of `search`, by keyword from `evaluations` to `say`.
+    """
+    run = Run(space=space, evaluate=evaluate, objectives=objectives, **settings)
+    return run_search(_by_nsga2, run)
 
-    return run_search(
-        propose,
-        Run(
-            decisions=Decisions(space, active),
-            evaluate=evaluate,
-            objectives=objectives,
-            evaluations=evaluations,
-            population=population,
-            seed=seed,
-            initial=initial,
-            known=known,
-            limits=limits,
-            log=log,
-            batch_size=batch_size,
-            say=say,
-        ),
+
+def _by_nsga2(history: History) -> np.ndarray:
+    population = history.population
+    if len(history.vectors) < population:
+        return history.vectors[:0]
+    # Replayed from the record, generation by generation, so a resumed search has the
+    # parents that the uninterrupted one has.
+    values = history.ranked(history.values)
+    first = max(history.num_known, population)
+    parents = evolution.survive(values[:first], population)
+    for begin in range(first, len(history.vectors), population):
+        rows = np.arange(begin, min(begin + population, len(history.vectors)))
+        rows = np.concatenate([parents, rows])
+        parents = rows[evolution.survive(values[rows], population)]
+    return evolution.mate(
+        history.decisions,
+        history.vectors[parents],
+        values[parents],
+        count=population,
+        seen=history.seen(),
+        random=history.random,
     )
 
 
 def random_search(
-    space: Space,
-    evaluate: Evaluate,
-    objectives: Sequence[str],
-    *,
-    evaluations: int = 250,
-    population: int = 50,
-    seed: int = 0,
-    active: Active | None = None,
-    initial: Sequence | np.ndarray = (),
-    known: tuple[Sequence | np.ndarray, Sequence | np.ndarray] = ((), ()),
-    limits: Mapping[str, float] = MappingProxyType({}),
-    log: str | os.PathLike[str] | None = None,
-    batch_size: int | None = None,
-    say: Callable[[str], None] = print,
+    space: Space, evaluate: Evaluate, objectives: Sequence[str], **settings: Any
 ) -> ParetoResult:
-    """Evaluates different vectors drawn uniformly; arguments as in `search`."""
-    return run_search(
-        lambda history: history.vectors[:0],
-        Run(
-            decisions=Decisions(space, active),
-            evaluate=evaluate,
-            objectives=objectives,
-            evaluations=evaluations,
-            population=population,
-            seed=seed,
-            initial=initial,
-            known=known,
-            limits=limits,
-            log=log,
-            batch_size=batch_size,
-            say=say,
-        ),
-    )
+    """Evaluates different vectors drawn uniformly.
+
+    Arguments are those of `search`, by keyword from `evaluations` to `say`.
+    """
+    run = Run(space=space, evaluate=evaluate, objectives=objectives, **settings)
+    return run_search(lambda history: history.vectors[:0], run)

@@ -58,7 +58,7 @@ from fliqs_jax.searchers.in_training.calibration import (
 )
 from fliqs_jax.searchers.sensitivities.noise import quantization_noise
 from fliqs_jax.train.classifier import Classifier
-from fliqs_jax.train.fitting import start_variables
+from fliqs_jax.train.fitting import start_state
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.loop import TrainingDiverged
 from fliqs_jax.train.losses import correct, cross_entropy
@@ -111,20 +111,10 @@ class QBitOpt:
 
     def init(self, key: Key[Array, ""], images: ArrayLike) -> BitState:
         """Returns the state before the first step; its clips await the first batch."""
-        init_key, run_key = jax.random.split(key)
-        params, model_state = start_variables(
-            self.variables,
-            *self.classifier.init(init_key, images),
-            skip=self.skip_variables,
-        )
         sites = len(self.space.sites)
         clips = Clips(weight=jnp.zeros(sites), activation=jnp.zeros(sites))
         return BitState(
-            step=jnp.zeros((), jnp.int32),
-            key=run_key,
-            params=params,
-            model_state=model_state,
-            opt_state=self.optimizer.init(params),
+            **start_state(self, key, images, skip=self.skip_variables),
             clips=clips,
             clip_opt_state=self.clip_optimizer.init(clips),
             traces=Traces(weight=jnp.zeros(sites), activation=jnp.zeros(sites)),
@@ -308,19 +298,15 @@ class QBitOpt:
             ("weights", self.space.weight_decision),
             ("input", self.space.activation_decision),
         )
-        for (word, decisions), of_site in zip(sides, costs, strict=True):
-            for site, decision, row in zip(
-                self.space.sites, decisions, of_site, strict=True
-            ):
-                if decision < 0:
-                    continue
-                if not np.isfinite(row).all():
-                    raise TrainingDiverged(
-                        f"the sensitivity of the {word} of {site.path!r} is not finite"
-                        f" at step {int(state.step)}: lower the learning rate or leave"
-                        " out the narrowest formats; the last checkpoint is kept"
-                    )
-                table[decision] += row
+        for (word, decisions), rows in zip(sides, costs, strict=True):
+            decided = decisions >= 0
+            for site in np.flatnonzero(decided & ~np.isfinite(rows).all(axis=1)):
+                raise TrainingDiverged(
+                    f"the sensitivity of the {word} of {self.space.sites[site].path!r}"
+                    f" is not finite at step {int(state.step)}: lower the learning rate"
+                    " or leave out the narrowest formats; the last checkpoint is kept"
+                )
+            np.add.at(table, decisions[decided], rows[decided])
         bits = [storage_bits(name) for name in self.space.option_names]
         return monotone_values(table, bits)
 
@@ -352,13 +338,18 @@ class QBitOpt:
     def _carried_over(self, state: BitState, options: Int[Array, "D"]) -> Clips:
         if not self.rescale_range:
             return state.clips
-        old = calibrated_formats(state.calibration, self.space, state.options)
-        new = calibrated_formats(state.calibration, self.space, options)
-        return Clips(
-            weight=state.clips.weight + jnp.log(new.weight_clip / old.weight_clip),
-            activation=state.clips.activation
-            + jnp.log(new.activation_clip / old.activation_clip),
+        old, new = self._best_clips(state), self._best_clips(state, options)
+        return jax.tree.map(
+            lambda clip, old, new: clip + jnp.log(new / old), state.clips, old, new
         )
+
+    def _best_clips(
+        self, state: BitState, options: Int[Array, "D"] | None = None
+    ) -> Clips:
+        """The calibrated bounds themselves, of the options trained or others."""
+        options = state.options if options is None else options
+        best = calibrated_formats(state.calibration, self.space, options)
+        return Clips(weight=best.weight_clip, activation=best.activation_clip)
 
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
         """Returns the work between steps: first clips, and the re-allocations."""
@@ -381,10 +372,7 @@ class QBitOpt:
         return hooks
 
     def _at_best_clips(self, state: BitState) -> BitState:
-        best = calibrated_formats(state.calibration, self.space, state.options)
-        clips = Clips(
-            weight=jnp.log(best.weight_clip), activation=jnp.log(best.activation_clip)
-        )
+        clips = jax.tree.map(jnp.log, self._best_clips(state))
         return state.replace(clips=place(clips, state.step.sharding))
 
     def current_options(self, state: BitState) -> Int[np.ndarray, "D"]:
@@ -428,8 +416,5 @@ def _fresh_moments(
     fresh = optimizer.init(clips)
     moments = lambda part: isinstance(part, optax.ScaleByAdamState)  # noqa: E731
     return jax.tree.map(
-        lambda old, new: new if moments(old) else old,
-        opt_state,
-        fresh,
-        is_leaf=moments,
+        lambda old, new: new if moments(old) else old, opt_state, fresh, is_leaf=moments
     )

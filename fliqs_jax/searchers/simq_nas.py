@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from fliqs_jax.checks import check_at_least, check_one_of, check_within
-from fliqs_jax.costs import SiteCost, policy_cost
+from fliqs_jax.costs import SiteCost
 from fliqs_jax.data import Dataset, batches
-from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
+from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.search_space import SearchSpace
@@ -36,23 +36,15 @@ from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.static_calibration import PtqSettings
 from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
 from fliqs_jax.searchers.multi_objective.decisions import Decisions
-from fliqs_jax.searchers.multi_objective.log import SearchLog
+from fliqs_jax.searchers.multi_objective.log import SearchLog, evaluate_new
 from fliqs_jax.searchers.sensitivities.meter import TrainedState, calibrate_inputs
-from fliqs_jax.searchers.sensitivities.table import (
-    MEASURES,
-    make_meter,
-    measured_table,
-)
+from fliqs_jax.searchers.sensitivities.table import MEASURES, make_meter, measured_table
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.metrics import ProgressLine
 from fliqs_jax.train.phase_clock import PhaseClock
 
-SEARCHERS = {
-    "linas": linas.search,
-    "nsga2": linas.nsga2,
-    "random": linas.random_search,
-}
+SEARCHERS = {"linas": linas.search, "nsga2": linas.nsga2, "random": linas.random_search}
 REFERENCES = ("int8", "fp32")  # uniform policies that every run has
 _SEARCH_LOG = "search.csv"
 _WORST = 1.1  # of the largest price in the space, in the hypervolume's reference
@@ -263,10 +255,9 @@ def _limits(judge, settings) -> dict[str, float]:
 
 def _searched(space, judge, guided, clock, folder, seed, settings, say):
     """Searches to the end, or goes on where the log ends."""
-    evaluator, log = judge.evaluator, folder / _SEARCH_LOG
     looks = itertools.count()
     with ProgressLine(settings.evaluations) as line:
-        done = _logged(log)
+        done = len(judge.log.read()[0])
 
         def evaluate(vectors):
             nonlocal done
@@ -284,21 +275,16 @@ def _searched(space, judge, guided, clock, folder, seed, settings, say):
         return SEARCHERS[settings.searcher](
             space.counts,
             evaluate,
-            evaluator.objectives,
+            judge.evaluator.objectives,
             evaluations=settings.evaluations,
             population=settings.population,
             seed=seed,
             active=space.active,
-            log=log,
-            batch_size=evaluator.chunk_size,
+            log=folder / _SEARCH_LOG,
+            batch_size=judge.evaluator.chunk_size,
             say=say,
             **guided,
         )
-
-
-def _logged(log: pathlib.Path) -> int:
-    """How many rows a log has: for the progress line alone."""
-    return max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else 0
 
 
 def _sensitivities(space, state, dataset, source, folder, settings, say):
@@ -338,7 +324,7 @@ class _Judge:
         self._references = SearchLog(
             folder / "references.csv", decisions, evaluator.objectives
         )
-        self._search = SearchLog(
+        self.log = SearchLog(
             folder / _SEARCH_LOG,
             Decisions(searched.counts, searched.active),
             evaluator.objectives,
@@ -356,20 +342,13 @@ class _Judge:
         return self._references.evaluated(
             vectors,
             self.evaluator,
-            known=self._search.read(),
+            known=self.log.read(),
             batch_size=self.evaluator.chunk_size,
         )
 
     def objectives(self, vectors: np.ndarray) -> Float[np.ndarray, "N M"]:
         """Evaluates for the search, which keeps a log of its own."""
-        names = [tuple(vector) for vector in vectors.tolist()]
-        known, values = self._references.read()
-        found = dict(zip(map(tuple, known.tolist()), values, strict=True))
-        new = [name not in found for name in names]
-        if any(new):
-            some = [name for name in names if name not in found]
-            found |= zip(some, self.evaluator(vectors[new]), strict=True)
-        return np.stack([found[name] for name in names])
+        return evaluate_new(vectors, self.evaluator, self._references.read())
 
     def __call__(self, vectors: np.ndarray) -> list[Point]:
         validation, test = self.validation(vectors), self._test(vectors)
@@ -378,18 +357,10 @@ class _Judge:
                 vector=vector,
                 validation_accuracy=float(1.0 - seen[0]),
                 test_accuracy=float(1.0 - unseen[0]),
-                prices=self._priced(vector),
+                prices=self.space.prices(vector, self._prices),
             )
             for vector, seen, unseen in zip(vectors, validation, test, strict=True)
         ]
-
-    def _priced(self, vector) -> dict[str, float]:
-        sites = subnetwork_sites(self.space.net, self.space.split(vector).choice)
-        policy = self.space.policy(vector)
-        return {
-            name: float(policy_cost(cost, sites, policy))
-            for name, cost in self._prices.items()
-        }
 
 
 def _uniform_subnetworks(judge, wide, narrow, points, settings):

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, ArrayLike, Key, PyTree
 
 from fliqs_jax.site_patterns import nearest
 from fliqs_jax.train._leaves import fingerprint, to_host
@@ -21,25 +21,38 @@ from fliqs_jax.train._leaves import fingerprint, to_host
 _MOST_LISTED = 10  # leaves of one kind in a message
 
 
-def start_variables(
-    loaded: Mapping[str, Any] | None,
-    params: PyTree,
-    model_state: PyTree,
+def start_state(
+    searcher: Any,
+    key: Key[Array, ""],
+    images: ArrayLike,
     *,
     skip: Sequence[str] = (),
-) -> tuple[PyTree, PyTree]:
-    """Returns what training starts from: fresh variables, or `loaded` in their place.
+) -> dict[str, Any]:
+    """Returns the fields of a state before the first step that all methods have.
 
     Args:
-      loaded: variables with `params`, or None for the fresh ones.
-      params: the model's own.
-      model_state: its other collections.
+      searcher: with its `classifier`, the `optimizer` of the network's parameters, and
+        `variables` to start from, with `params`; None is fresh ones.
+      key: gives the initial variables and the key of the run.
+      images: of the shape that is trained on, one or more.
       skip: as in `fit_variables`.
+
+    Returns:
+      `step`, `key`, `params`, `model_state` and `opt_state`.
     """
-    if loaded is None:
-        return params, model_state
-    fitted = fit_variables(loaded, {"params": params, **model_state}, skip=skip)
-    return fitted.pop("params"), fitted
+    init_key, run_key = jax.random.split(key)
+    params, model_state = searcher.classifier.init(init_key, images)
+    if searcher.variables is not None:
+        own = {"params": params, **model_state}
+        model_state = fit_variables(searcher.variables, own, skip=skip)
+        params = model_state.pop("params")
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "key": run_key,
+        "params": params,
+        "model_state": model_state,
+        "opt_state": searcher.optimizer.init(params),
+    }
 
 
 def fit_variables(

@@ -97,6 +97,18 @@ class JobSettings:
                 f"{jax.process_count()}: use shard_map, which gives the same result"
             )
 
+    def make_evaluator(
+        self, classifier: Evaluable, dataset: Dataset, mesh: Mesh
+    ) -> Evaluator:
+        """Returns an evaluator of the job's batches, on the devices."""
+        return Evaluator(
+            classifier,
+            dataset,
+            batch_size=self.batch_size,
+            recalibration_batches=self.recalibration_batches,
+            mesh=mesh,
+        )
+
 
 def run_job(
     searcher: Searcher,
@@ -142,13 +154,7 @@ def run_job(
     hooks = searcher.hooks(
         settings.steps, functools.partial(MAPPINGS[settings.mapping], mesh=mesh)
     )
-    evaluator = Evaluator(
-        searcher.classifier,
-        dataset,
-        batch_size=settings.batch_size,
-        recalibration_batches=settings.recalibration_batches,
-        mesh=mesh,
-    )
+    evaluator = settings.make_evaluator(searcher.classifier, dataset, mesh)
     timer, start = Timer(), 0
     checkpoints = Checkpoints(
         f"{workdir}/checkpoints", keep=settings.keep, every=settings.checkpoint_every

@@ -124,19 +124,11 @@ def judged_baselines(
         "mean_cell": float(judge[allowed].mean()),
     }
     for search in (random_search, regularised_evolution):
-        values = [
-            judge[
-                tuple(
-                    search(
-                        signal,
-                        allowed,
-                        evaluations=evaluations,
-                        random=np.random.default_rng(seed),
-                    )
-                )
-            ]
-            for seed in range(repetitions)
+        cells = [
+            search(signal, allowed, evaluations=evaluations, random=random)
+            for random in map(np.random.default_rng, range(repetitions))
         ]
+        values = judge[tuple(np.transpose(cells))]
         found[search.__name__] = float(np.mean(values))
         found[f"{search.__name__}_deviation"] = float(np.std(values, ddof=1))
     return found

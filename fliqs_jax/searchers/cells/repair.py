@@ -15,12 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from fliqs_jax.models.cells import (
-    FORMATS,
-    Alphas,
-    CellSpace,
-    log_softmax,
-)
+from fliqs_jax.models.cells import FORMATS, Alphas, CellSpace, log_softmax
 from fliqs_jax.searchers.cells.limits import Limit
 
 _UNKNOWN = 1e12  # excess of a cell whose cost nobody measured: far above all others

@@ -16,11 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.quantizers.codebook import Codebook
 from fliqs_jax.quantizers.codebook.value import nearest
-from fliqs_jax.searchers.compression.rules import (
-    Scope,
-    scope_weights,
-    with_weights,
-)
+from fliqs_jax.searchers.compression.rules import Scope, scope_weights, with_weights
 
 
 @typing.no_type_check  # eval_shape and others put other leaves in the fields

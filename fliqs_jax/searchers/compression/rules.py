@@ -218,32 +218,33 @@ def with_weights(
     params: PyTree, scopes: Sequence[Scope], vectors: Sequence[Float[ArrayLike, "..."]]
 ) -> PyTree:
     """Returns params with the vectors in their places, in the leaves' own types."""
-    leaves = named_leaves(params)
-    for path, (vector, first) in _places(leaves, scopes, vectors).items():
-        leaf = leaves[path]
-        part = vector[first : first + leaf.size]
-        leaves[path] = part.reshape(leaf.shape).astype(leaf.dtype)
-    return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
+    return _replaced(
+        params,
+        scopes,
+        vectors,
+        lambda vector, part, leaf: vector[part].reshape(leaf.shape).astype(leaf.dtype),
+    )
 
 
 def with_codebooks(
     params: PyTree, scopes: Sequence[Scope], codebooks: Sequence[Codebook]
 ) -> PyTree:
     """Returns params with a Codebook for each compressed leaf, in the leaf's shape."""
+
+    def of_leaf(codebook, part, leaf):
+        return codebook.replace(indices=codebook.indices[part].reshape(leaf.shape))
+
+    return _replaced(params, scopes, codebooks, of_leaf)
+
+
+def _replaced(params, scopes, items, of_leaf):
+    """Returns params with `of_leaf` of a scope's item and a leaf's part of it."""
     leaves = named_leaves(params)
-    for path, (codebook, first) in _places(leaves, scopes, codebooks).items():
-        leaf = leaves[path]
-        indices = codebook.indices[first : first + leaf.size].reshape(leaf.shape)
-        leaves[path] = codebook.replace(indices=indices)
-    return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
-
-
-def _places(leaves, scopes, items):
-    """Returns for each compressed path its scope's item, and where it begins there."""
-    places = {}
     for scope, item in zip(scopes, items, strict=True):
         first = 0
         for path in scope.paths:
-            places[path] = (item, first)
-            first += leaves[path].size
-    return places
+            leaf = leaves[path]
+            part = slice(first, first + leaf.size)
+            leaves[path] = of_leaf(item, part, leaf)
+            first += leaf.size
+    return jax.tree.unflatten(jax.tree.structure(params), leaves.values())

@@ -47,18 +47,15 @@ def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
     """
 
     def for_run(costs: Prices, target: float, phases: Phases) -> Controller:
+        cost = costs.of if make is published else costs.expected
         own = {}
-        if make is published:
-            cost_ratio = lambda options: costs.of(options) / target  # noqa: E731
-        else:
-            cost_ratio = lambda chances: costs.expected(chances) / target  # noqa: E731
         if make is default:
             own = {
                 "option_bits": costs.option_bits,
                 "marginal_effects": costs.marginal_effects,
             }
         return make(
-            cost_ratio,
+            lambda chosen: cost(chosen) / target,
             **own,
             warmup_steps=phases.warmup_end,
             end_step=max(phases.search_end, phases.warmup_end + 1),

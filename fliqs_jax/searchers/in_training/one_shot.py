@@ -36,7 +36,7 @@ from fliqs_jax.searchers.in_training.calibration import (
 from fliqs_jax.searchers.in_training.judging import judge, judges_at
 from fliqs_jax.searchers.in_training.phases import Phases
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
-from fliqs_jax.train.fitting import start_variables
+from fliqs_jax.train.fitting import start_state
 from fliqs_jax.train.job import Hook
 from fliqs_jax.train.losses import correct, cross_entropy
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, place
@@ -130,17 +130,14 @@ class OneShotSearch(abc.ABC):
         self, state: SearchState, sample: Int[Array, "L"], keys: Mapping[str, Array]
     ) -> Int[Array, "L"]:
         """Returns the controller's first sample as it is trained while searching."""
-        del state, keys
         return sample
 
     def decaying(self, params: PyTree, formats: Any) -> PyTree:
         """Returns the parameters as shown to the optimizer, whose decay they get."""
-        del formats
         return params
 
     def live(self, formats: Any) -> Bool[Array, "sites"]:
         """Returns which sites this device's sample has."""
-        del formats
         return jnp.ones(len(self.formats_space.sites), bool)
 
     # The step, and what happens between steps.
@@ -157,18 +154,8 @@ class OneShotSearch(abc.ABC):
 
     def init(self, key: Key[Array, ""], images: ArrayLike) -> SearchState:
         """Returns the state before the first step."""
-        init_key, run_key = jax.random.split(key)
-        params, model_state = start_variables(
-            self.variables,
-            *self.classifier.init(init_key, images),
-            skip=self.skip_variables,
-        )
         return SearchState(
-            step=jnp.zeros((), jnp.int32),
-            key=run_key,
-            params=params,
-            model_state=model_state,
-            opt_state=self.optimizer.init(params),
+            **start_state(self, key, images, skip=self.skip_variables),
             controller=self.controller.init(jnp.asarray(self.allowed, jnp.float32)),
             calibration=init_calibration(self.formats_space),
             fixed_options=jnp.asarray(self.allowed.argmax(axis=1), jnp.int32),

@@ -32,12 +32,7 @@ from fliqs_jax.costs import (
     site_price,
     storage_bits,
 )
-from fliqs_jax.models.supernets import (
-    effect_decisions,
-    site_decisions,
-    site_variants,
-    subnetwork_sites,
-)
+from fliqs_jax.models import supernets
 from fliqs_jax.policy import Policy
 from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.sites import Site
@@ -188,16 +183,15 @@ class JointCost:
         Raises:
           ValueError: if the options are not of this space.
         """
-        vector = self._checked(options)
-        sites = subnetwork_sites(self.space.net, self.space.split(vector).choice)
-        return float(policy_cost(self.site_cost, sites, self.space.policy(vector)))
+        costs = {"cost": self.site_cost}
+        return self.space.prices(self._checked(options), costs)["cost"]
 
     def formats_table(self, choice: Int[np.ndarray, "A"]) -> CostTable:
         """Returns the prices of formats once the architecture is chosen.
 
         Of the full network's sites and decisions; those left out cost nothing.
         """
-        small = {s.path: s for s in subnetwork_sites(self.space.net, choice)}
+        small = {s.path: s for s in supernets.subnetwork_sites(self.space.net, choice)}
 
         def price(site: Site, weights: str, activations: str) -> int | float:
             if site.path not in small:
@@ -225,15 +219,17 @@ class JointCost:
 def _factors(space: JointSpace, site_cost: SiteCost) -> tuple[float, list[Factor]]:
     net, formats = space.net, space.space
     first, constant, factors = len(net.counts), 0.0, []
-    for number, sizes in enumerate(site_decisions(net)):
+    for number, sizes in enumerate(supernets.site_decisions(net)):
         pair = (formats.weight_decision[number], formats.activation_decision[number])
         decided = tuple(dict.fromkeys(int(d) for d in pair if d >= 0))
-        variants = site_variants(net, number, sizes)
+        variants = supernets.site_variants(net, number, sizes)
         prices = np.array(
             [
                 [
                     _price(site_cost, variant, _names(space, number, decided, options))
-                    for options in _format_options(space, decided)
+                    for options in itertools.product(
+                        range(formats.num_options), repeat=len(decided)
+                    )
                 ]
                 for variant in variants
             ],
@@ -251,8 +247,8 @@ def _factors(space: JointSpace, site_cost: SiteCost) -> tuple[float, list[Factor
 def _effects(space: JointSpace) -> dict[int, Factor]:
     """Returns the decisions that may be dead, and in which architectures they are."""
     net, formats, found = space.net, space.space, {}
-    first, by_site = len(net.counts), site_decisions(net)
-    deciding: list[set[int]] = [set(own) for own in effect_decisions(net)]
+    first, by_site = len(net.counts), supernets.site_decisions(net)
+    deciding: list[set[int]] = [set(own) for own in supernets.effect_decisions(net)]
     for decision in range(formats.num_decisions):
         uses = (formats.weight_decision == decision) | (
             formats.activation_decision == decision
@@ -279,10 +275,6 @@ def _effects(space: JointSpace) -> dict[int, Factor]:
 def _counts(space: JointSpace, decisions: Sequence[int]) -> list[int]:
     counts = list(space.counts.values())
     return [counts[decision] for decision in decisions]
-
-
-def _format_options(space: JointSpace, decided: tuple[int, ...]):
-    return itertools.product(range(space.space.num_options), repeat=len(decided))
 
 
 def _names(

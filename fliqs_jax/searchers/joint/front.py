@@ -140,9 +140,7 @@ def _nothing_fits(values, bounds, within, reference: str) -> str:
         left = np.all([np.ones(len(values[name])), *others], axis=0).astype(bool)
         kept = " with the other limits" if others else ""
         if left.any():
-            best = min(
-                value for value, ok in zip(values[name], left, strict=True) if ok
-            )
+            best = np.asarray(values[name])[left].min()
             lines.append(
                 f"{_limit_name(name)} can be {_text(name, best)} at least{kept}"
             )
@@ -218,9 +216,7 @@ def _least_price(space: JointSpace, cost: SiteCost) -> float:
 
 
 def fold_reductions(
-    points: Sequence[Point],
-    reference: Point,
-    accuracy: Callable[[Point], float],
+    points: Sequence[Point], reference: Point, accuracy: Callable[[Point], float]
 ) -> dict[str, dict[str, Any] | None]:
     """Returns by how much each price falls at no loss of accuracy.
 

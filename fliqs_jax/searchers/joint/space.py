@@ -11,7 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from fliqs_jax.models.supernets import SuperNetwork, live_mask, subnetwork_policy
+from fliqs_jax.costs import SiteCost, policy_cost
+from fliqs_jax.models.supernets import (
+    SuperNetwork,
+    live_mask,
+    subnetwork_policy,
+    subnetwork_sites,
+)
 from fliqs_jax.policy import Policy
 from fliqs_jax.search_space import SearchSpace
 
@@ -107,3 +113,14 @@ class JointSpace:
         """Returns the formats that a vector gives the sites of its sub-network."""
         choice, options, _ = self.split(np.asarray(vector))
         return subnetwork_policy(self.net, choice, self.space.policy(options))
+
+    def prices(
+        self, vector: Int[np.ndarray, "D"], costs: Mapping[str, SiteCost]
+    ) -> dict[str, float]:
+        """Returns what a vector's sub-network costs in its formats, exactly."""
+        sites = subnetwork_sites(self.net, self.split(vector).choice)
+        policy = self.policy(vector)
+        return {
+            name: float(policy_cost(cost, sites, policy))
+            for name, cost in costs.items()
+        }

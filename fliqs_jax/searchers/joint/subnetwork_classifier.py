@@ -5,6 +5,7 @@ recalibration and the evaluation of the ordinary searches serve sub-networks, to
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -60,64 +61,35 @@ class SubnetworkClassifier:
         return self.classifier.training_images(key, images)
 
     def train_forward(
-        self,
-        params: PyTree,
-        model_state: PyTree,
-        images: ArrayLike,
-        *,
-        formats: Subnetwork,
-        dropout_key: Array | None = None,
+        self, params: PyTree, *args: Any, formats: Subnetwork, **options: Any
     ) -> tuple[Float[Array, "B C"], PyTree]:
         """Returns logits in training mode, by the batch's statistics, and the state."""
-        return self.classifier.train_forward(
-            self.net.mask(params, formats.choice),
-            model_state,
-            images,
-            formats=self._formats(formats),
-            dropout_key=dropout_key,
+        return self._masked(
+            self.classifier.train_forward, params, formats, *args, **options
         )
 
     def predict(
-        self,
-        params: PyTree,
-        model_state: PyTree,
-        images: ArrayLike,
-        *,
-        formats: Subnetwork,
+        self, params: PyTree, *args: Any, formats: Subnetwork
     ) -> Float[Array, "B C"]:
         """Returns logits of raw uint8 images in evaluation mode."""
-        return self.classifier.predict(
-            self.net.mask(params, formats.choice),
-            model_state,
-            images,
-            formats=self._formats(formats),
-        )
+        return self._masked(self.classifier.predict, params, formats, *args)
 
     def observe(
-        self,
-        params: PyTree,
-        model_state: PyTree,
-        images: ArrayLike,
-        *,
-        formats: Subnetwork,
-        dropout_key: Array | None = None,
+        self, params: PyTree, *args: Any, formats: Subnetwork, **options: Any
     ) -> Observations:
         """Returns statistics of the full network's sites' inputs in training mode."""
-        return self.classifier.observe(
-            self.net.mask(params, formats.choice),
-            model_state,
-            images,
-            formats=self._formats(formats),
-            dropout_key=dropout_key,
-        )
+        return self._masked(self.classifier.observe, params, formats, *args, **options)
 
-    def _formats(self, subnetwork: Subnetwork) -> SiteFormats:
-        return live_formats(
+    def _masked(self, run, params, subnetwork, *args, **options):
+        """Runs the full network's method with the sub-network's weights and formats."""
+        params = self.net.mask(params, subnetwork.choice)
+        formats = live_formats(
             self.net,
             subnetwork.choice,
             subnetwork.formats,
             per_channel=self.classifier.quantized.per_channel,
         )
+        return run(params, *args, formats=formats, **options)
 
 
 def extracted_formats(

@@ -16,24 +16,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, PyTree
 
 from fliqs_jax.checks import check_at_least
-from fliqs_jax.costs import SiteCost, policy_cost
+from fliqs_jax.costs import SiteCost
 from fliqs_jax.data import Dataset, Split, batches, evaluation_batches
-from fliqs_jax.models.supernets import (
-    live_sites,
-    skip_dead_layers,
-    subnetwork_sites,
-)
+from fliqs_jax.models.supernets import live_sites, skip_dead_layers
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantized_model.static_weights import quantize_weights_by
 from fliqs_jax.quantizers.observers import OBSERVERS
+from fliqs_jax.searchers.joint import static_calibration
 from fliqs_jax.searchers.joint.space import JointSpace
-from fliqs_jax.searchers.joint.static_calibration import (
-    InputSamples,
-    PtqSettings,
-    no_quantization,
-    static_input_formats,
-)
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import processes
 from fliqs_jax.train.batch_statistics import read_momentum, recalibrate
@@ -82,7 +73,7 @@ class PopulationEvaluator:
         dataset: Dataset,
         *,
         costs: Mapping[str, SiteCost],
-        ptq: PtqSettings = PtqSettings(),
+        ptq: static_calibration.PtqSettings = static_calibration.PtqSettings(),
         batch_size: int = 128,
         recalibration_batches: int = 4,
         recalibrate_quantized: bool = True,
@@ -133,7 +124,10 @@ class PopulationEvaluator:
     def __call__(self, vectors: Int[np.ndarray, "N D"]) -> Float[np.ndarray, "N M"]:
         """Returns the objectives of every vector, all to be minimised."""
         errors = 1.0 - self.accuracies(vectors)
-        prices = [self._prices(vector) for vector in np.asarray(vectors)]
+        prices = [
+            [*self.space.prices(vector, self.costs).values()]
+            for vector in np.asarray(vectors)
+        ]
         return np.column_stack([errors, np.reshape(prices, (len(vectors), -1))])
 
     def accuracies(
@@ -152,9 +146,7 @@ class PopulationEvaluator:
         for start in range(0, len(vectors), self.chunk_size):
             part = vectors[start : start + self.chunk_size]
             # The last chunk is filled up: all are of one shape.
-            filled = np.concatenate(
-                [part, np.repeat(part[-1:], self.chunk_size - len(part), axis=0)]
-            )
+            filled = np.pad(part, [(0, self.chunk_size - len(part)), (0, 0)], "edge")
             found.append(self._chunk_accuracies(filled, split)[: len(part)])
         return np.concatenate(found) if found else np.zeros(0)
 
@@ -171,11 +163,6 @@ class PopulationEvaluator:
         )
         return {"params": weights, **model_state}, formats
 
-    def _prices(self, vector: Int[np.ndarray, "D"]) -> list[float]:
-        sites = subnetwork_sites(self.space.net, self.space.split(vector).choice)
-        policy = self.space.policy(vector)
-        return [float(policy_cost(c, sites, policy)) for c in self.costs.values()]
-
     def _chunk_accuracies(self, vectors, split):
         prepared = self._prepared(vectors)
         hits, count = 0, 0
@@ -186,16 +173,13 @@ class PopulationEvaluator:
 
     def _prepared(self, vectors):
         """Returns weights, formats and batch statistics of a chunk of candidates."""
-        parts = self.space.split(self._canonical(vectors))
-        choice, options, symmetric = (
-            self._spread(array)
-            for array in (
-                parts.choice.astype(np.int32),
-                parts.options.astype(np.int32),
-                parts.symmetric,
-            )
+        canonical = np.where(self.space.active(vectors), vectors, 0)
+        choices, options, symmetric = self.space.split(canonical)
+        choices = choices.astype(np.int32)
+        choice, options, symmetric = self._spread(
+            (choices, options.astype(np.int32), symmetric)
         )
-        masked, model_state, samples = self._architectures(parts.choice, choice)
+        masked, model_state, samples = self._architectures(choices, choice)
         weights, formats = self._run(
             "quantize", (masked, choice, options, symmetric, samples)
         )
@@ -205,28 +189,16 @@ class PopulationEvaluator:
             )
         return weights, formats, model_state
 
-    def _canonical(self, vectors):
-        return np.where(self.space.active(vectors), vectors, 0)
-
     def _architectures(self, choices, spread):
         """Returns masked weights, fresh statistics and input samples of a chunk."""
         masked = self._run("mask", (spread,))
-        names = [choice.astype(np.int32).tobytes() for choice in choices]
+        names = [choice.tobytes() for choice in choices]
         if not all(name in self._remembered for name in names):
-            formats = self._spread(
+            plain = static_calibration.no_quantization(len(self.space.net.sites))
+            formats, own = self._spread(
                 jax.tree.map(
-                    lambda leaf: np.repeat(
-                        np.asarray(leaf)[None], self.chunk_size, axis=0
-                    ),
-                    no_quantization(len(self.space.net.sites)),
-                )
-            )
-            own = self._spread(
-                jax.tree.map(
-                    lambda leaf: np.repeat(
-                        np.asarray(leaf)[None], self.chunk_size, axis=0
-                    ),
-                    self._state.model_state,
+                    lambda leaf: np.repeat(np.asarray(leaf)[None], self.chunk_size, 0),
+                    (plain, self._state.model_state),
                 )
             )
             # Where statistics are computed anew later, these only serve the ranges.
@@ -238,7 +210,7 @@ class PopulationEvaluator:
                 self._run("observe", (masked, model_state), batch)
                 for batch in self._training_batches(self._ptq.batches)
             ]
-            known = gather((model_state, InputSamples.of(seen)))
+            known = gather((model_state, static_calibration.InputSamples.of(seen)))
             for row, name in enumerate(names):
                 self._remembered.pop(name, None)
                 self._remembered[name] = jax.tree.map(lambda x, row=row: x[row], known)
@@ -267,12 +239,10 @@ class PopulationEvaluator:
     # One candidate on one device each, to be mapped by `_program`.
 
     def _mask(self, state, candidate, batch):
-        del batch
         (choice,) = candidate
         return self.space.net.mask(state.params, choice)
 
     def _update_statistics(self, state, candidate, batch):
-        del state
         weights, formats, model_state = candidate
 
         def on_a_device(images):
@@ -289,7 +259,6 @@ class PopulationEvaluator:
         return jax.tree.map(lambda leaf: leaf[0], on_devices)
 
     def _observe(self, state, candidate, batch):
-        del state
         weights, model_state = candidate
         return self._classifier.quantized.observe(
             {"params": weights, **model_state},
@@ -299,7 +268,6 @@ class PopulationEvaluator:
         )
 
     def _quantize(self, state, candidate, batch):
-        del state, batch
         masked, choice, options, symmetric, samples = candidate
         formats = self.space.space.formats(options)
         weights = quantize_weights_by(
@@ -311,12 +279,11 @@ class PopulationEvaluator:
             per_channel=self._ptq.per_channel,
         )
         live = live_sites(self.space.net, choice).input_fraction
-        return weights, static_input_formats(
+        return weights, static_calibration.static_input_formats(
             samples, formats.activation, self._ptq, live=live
         )
 
     def _hits(self, state, candidate, batch):
-        del state
         weights, formats, model_state = candidate
         logits = self._classifier.predict(
             weights, model_state, batch["image"], formats=formats

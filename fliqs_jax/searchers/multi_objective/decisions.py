@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from fliqs_jax.search_space import SearchSpace
 
+Space = Sequence[int] | Mapping[str, int] | np.ndarray | SearchSpace
 # int[N, D] -> bool[N, D], False where a decision has no effect in this vector
 Active = Callable[[np.ndarray], np.ndarray]
 
@@ -43,11 +44,7 @@ class Decisions:
       (4, 2)
     """
 
-    def __init__(
-        self,
-        space: Sequence[int] | Mapping[str, int] | np.ndarray | SearchSpace,
-        active: Active | None = None,
-    ):
+    def __init__(self, space: Space, active: Active | None = None):
         if isinstance(space, SearchSpace):
             names = space.decision_names
             counts = [space.num_options] * space.num_decisions
@@ -173,10 +170,25 @@ def select_new(
       >>> select_new(np.array([[1, 0], [0, 1], [1, 0], [1, 1]]), {(0, 1)}, 2).tolist()
       [[1, 0], [1, 1]]
     """
+    return vectors[new_rows(vectors, taken, count)]
+
+
+def new_rows(
+    vectors: Int[np.ndarray, "N D"], taken: set[tuple[int, ...]], count: int
+) -> list[int]:
+    """Returns the numbers of the rows that `select_new` takes."""
     rows: dict[tuple[int, ...], int] = {}
     for number, vector in enumerate(map(tuple, vectors.tolist())):
         if len(rows) == count:
             break
         if vector not in taken:
             rows.setdefault(vector, number)
-    return vectors[list(rows.values())]
+    return list(rows.values())
+
+
+def batched(
+    vectors: Int[np.ndarray, "N D"], size: int | None
+) -> list[Int[np.ndarray, "B D"]]:
+    """Returns the vectors in batches of a size, the last one smaller; None is all."""
+    size = size or max(1, len(vectors))
+    return [vectors[start : start + size] for start in range(0, len(vectors), size)]

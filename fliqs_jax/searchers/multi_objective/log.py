@@ -17,8 +17,32 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
 from fliqs_jax.files import replace_text
-from fliqs_jax.searchers.multi_objective.decisions import Decisions, select_new
+from fliqs_jax.searchers.multi_objective.decisions import Decisions, batched, select_new
 from fliqs_jax.train import processes
+
+
+def evaluate_new(
+    vectors: Int[np.ndarray, "N D"],
+    evaluate: Callable[[np.ndarray], ArrayLike],
+    known: tuple[Int[np.ndarray, "K D"], Float[np.ndarray, "K M"]],
+    *,
+    batch_size: int | None = None,
+) -> Float[np.ndarray, "N M"]:
+    """Returns the values of canonical vectors, evaluating once what is not known.
+
+    Example:
+      >>> known = np.array([[0, 1]]), np.array([[5.0]])
+      >>> evaluate_new(np.array([[0, 1], [1, 1]]), lambda v: v.sum(1)[:, None], known)
+      array([[5.],
+             [2.]])
+    """
+    found = dict(zip(map(tuple, known[0].tolist()), known[1], strict=True))
+    missing = select_new(vectors, set(found), len(vectors))
+    for part in batched(missing, batch_size):
+        values = np.asarray(evaluate(part), np.float64)
+        found |= zip(map(tuple, part.tolist()), values, strict=True)
+    rows = [found[tuple(vector)] for vector in vectors.tolist()]
+    return np.reshape(np.asarray(rows, np.float64), (len(vectors), known[1].shape[1]))
 
 
 class SearchLog:
@@ -129,25 +153,20 @@ class SearchLog:
           batch_size: vectors handed to `evaluate` at once, after which the log is
             written; None is all.
         """
-        vectors = self._decisions.canonical(vectors)
-        have = [self.read()] + ([known] if known is not None else [])
-        found = {
-            tuple(vector): value
-            for some, values in have
-            for vector, value in zip(
-                self._decisions.canonical(some).tolist(), values, strict=True
-            )
-        }
-        missing = select_new(vectors, set(found), len(vectors))
-        size = batch_size or max(1, len(missing))
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
+        canonical = self._decisions.canonical
+
+        def logged(part):
             values = np.asarray(evaluate(part), np.float64)
             self.append(part, values)
-            found |= zip(map(tuple, part.tolist()), values, strict=True)
-        width = len(self._columns) - len(self._decisions.counts)
-        rows = [found[tuple(vector)] for vector in vectors.tolist()]
-        return np.reshape(np.asarray(rows, np.float64), (len(vectors), width))
+            return values
+
+        have, had = self.read()
+        if known is not None:
+            have = np.concatenate([have, canonical(known[0])])
+            had = np.concatenate([had, known[1]])
+        return evaluate_new(
+            canonical(vectors), logged, (have, had), batch_size=batch_size
+        )
 
     def _text(self) -> str:
         return self._path.read_text("utf-8") if self._path.exists() else ""

@@ -6,13 +6,21 @@ search proposes what the uninterrupted one would have.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from fliqs_jax.searchers.multi_objective.decisions import Decisions, select_new
+from fliqs_jax.searchers.multi_objective.decisions import (
+    Active,
+    Decisions,
+    Space,
+    batched,
+    new_rows,
+    select_new,
+)
 from fliqs_jax.searchers.multi_objective.limits import behind, limit_array
 from fliqs_jax.searchers.multi_objective.log import SearchLog
 from fliqs_jax.searchers.multi_objective.pareto import front
@@ -67,18 +75,24 @@ Propose = Callable[[History], np.ndarray]
 class Run:
     """What all methods are told alike; the fields are explained in `linas.search`."""
 
-    decisions: Decisions
+    space: Space
     evaluate: Evaluate
     objectives: Sequence[str]
-    evaluations: int
-    population: int
-    seed: int
-    initial: Sequence | np.ndarray
-    known: tuple[Sequence | np.ndarray, Sequence | np.ndarray]
-    limits: Mapping[str, float]
-    log: str | os.PathLike[str] | None
-    batch_size: int | None
-    say: Callable[[str], None]
+    evaluations: int = 250
+    population: int = 50
+    seed: int = 0
+    active: Active | None = None
+    initial: Sequence | np.ndarray = ()
+    known: tuple[Sequence | np.ndarray, Sequence | np.ndarray] = ((), ())
+    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    log: str | os.PathLike[str] | None = None
+    batch_size: int | None = None
+    say: Callable[[str], None] = print
+
+    @functools.cached_property
+    def decisions(self) -> Decisions:
+        """The decisions of the space."""
+        return Decisions(self.space, self.active)
 
     def __post_init__(self):
         names = list(self.objectives)
@@ -129,7 +143,7 @@ def run_search(propose: Propose, run: Run) -> ParetoResult:
         lacking = population - len(begun)
         exhausted = len(batch) < population
         batch = select_new(batch, begun, min(lacking, run.evaluations - done))
-        for part in _batches(batch, run.batch_size):
+        for part in batched(batch, run.batch_size):
             measured = _evaluate(run, part, log)
             vectors = np.concatenate([vectors, part])
             values = np.concatenate([values, measured])
@@ -188,17 +202,8 @@ def _past(run: Run, log: SearchLog | None) -> tuple[np.ndarray, np.ndarray, int]
 def _distinct(decisions: Decisions, vectors, values, taken):
     """The rows whose canonical vector is new, and all of them as tuples."""
     vectors = decisions.canonical(vectors)
-    rows = {}
-    for row, vector in enumerate(map(tuple, vectors.tolist())):
-        if vector not in taken:
-            rows.setdefault(vector, row)
-    kept = list(rows.values())
-    return vectors[kept], values[kept], set(rows)
-
-
-def _batches(vectors: np.ndarray, size: int | None):
-    size = size or max(1, len(vectors))
-    return [vectors[start : start + size] for start in range(0, len(vectors), size)]
+    kept = new_rows(vectors, taken, len(vectors))
+    return vectors[kept], values[kept], set(map(tuple, vectors[kept].tolist()))
 
 
 def _evaluate(run: Run, vectors: np.ndarray, log: SearchLog | None) -> np.ndarray:

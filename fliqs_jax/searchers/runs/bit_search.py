@@ -24,7 +24,6 @@ from fliqs_jax.searchers.runs.results import SearchResult
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings, run_search
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.job import JobSettings
-from fliqs_jax.train.mapping import make_mesh
 from fliqs_jax.train.optimizers import cosine_schedule
 
 
@@ -121,7 +120,6 @@ def search_bits(
         of reach, the variables another model's, or the workdir another run's.
       TrainingDiverged: if the loss or a sensitivity became NaN or infinite.
     """
-    mesh = make_mesh()
     costs = cost_table(space, cost)
     if policy is None:
         check_target(costs, cost_target, cost_reference)
@@ -136,9 +134,7 @@ def search_bits(
         augment,
     )
     updates = UpdateSteps.of(
-        job.steps,
-        every=qbitopt.update_every,
-        frozen_fraction=qbitopt.frozen_fraction,
+        job.steps, every=qbitopt.update_every, frozen_fraction=qbitopt.frozen_fraction
     )
     damping = None
     if qbitopt.damping:
@@ -167,7 +163,6 @@ def search_bits(
         dataset,
         job,
         workdir=workdir,
-        mesh=mesh,
         method="qbitopt",
         cost_target=cost_target,
         cost_reference=cost_reference,

@@ -315,11 +315,9 @@ def cell_summary(
         **found.facts,
     }
     if found.state is not None:
-        values = found.state.multipliers
-        summary["multipliers"] = {
-            limit.name: float(value)
-            for limit, value in zip(limits, values, strict=True)
-        }
+        names = (limit.name for limit in limits)
+        multipliers = map(float, found.state.multipliers)
+        summary["multipliers"] = dict(zip(names, multipliers, strict=True))
     if stages is not None:
         summary["stage_formats"] = [stages.options[n] for n in repaired.formats]
         derived = [stages.options[n] for n in repaired.derived_formats]

@@ -21,11 +21,7 @@ from jaxtyping import PyTree
 from fliqs_jax.checks import check_one_of
 from fliqs_jax.costs import storage_bits
 from fliqs_jax.data import Dataset
-from fliqs_jax.deploy import (
-    codebook_bits,
-    compression_ratio,
-    save_codebooks,
-)
+from fliqs_jax.deploy import codebook_bits, compression_ratio, save_codebooks
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import compression_table, write_compression_report
@@ -43,23 +39,12 @@ from fliqs_jax.searchers.learning_compression import (
     LearningCompression,
     Measure,
 )
+from fliqs_jax.searchers.runs import results, run_folder
 from fliqs_jax.searchers.runs.network import CODEBOOK_FILE, save_network
-from fliqs_jax.searchers.runs.results import (
-    SearchResult,
-    describe_sites,
-    finished_result,
-    versions,
-)
-from fliqs_jax.searchers.runs.run_folder import (
-    describe_job,
-    describe_network,
-    open_run,
-)
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import Site
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier, image_sites
-from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.mapping import check_batch_size, make_mesh
 from fliqs_jax.train.optimizers import make_optimizer
@@ -106,9 +91,7 @@ class CompressionSettings:
     def make_optimizer(self) -> optax.GradientTransformation:
         """Returns the optimizer at a learning rate of 1."""
         return make_optimizer(
-            self.optimizer,
-            optax.constant_schedule(1.0),
-            weight_decay=self.weight_decay,
+            self.optimizer, optax.constant_schedule(1.0), weight_decay=self.weight_decay
         )
 
 
@@ -140,7 +123,7 @@ def compress_network(
     augment: Augment | None = None,
     config: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
-) -> SearchResult:
+) -> results.SearchResult:
     """Compresses a trained network's weights to codebooks, training them on the way.
 
     Run again with the same workdir and arguments, it continues where it stopped, or
@@ -185,20 +168,20 @@ def compress_network(
     identity = {
         "method": "learning_compression",
         "dataset": dataset.name,
-        "sites": describe_sites(sites),
+        "sites": results.describe_sites(sites),
         "codebooks": [[scope.name, scope.c_step.name] for scope in scopes],
         "settings": dataclasses.asdict(settings),
         "size_budget": size_budget,
         "cost": "size",
         "cost_reference": cost_reference,
         "cost_target": size_budget,
-        **describe_job(job, mesh),
-        "network": describe_network(dataset, sites),
+        **run_folder.describe_job(job, mesh),
+        "network": run_folder.describe_network(dataset, sites),
     }
-    with open_run(workdir, identity, config) as (folder, finished):
+    with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
             say(f"{folder} holds a finished run")
-            return finished_result(folder)
+            return results.finished_result(folder)
         reference, seconds = trained()
         if size_budget is not None:
             scopes = choose_sizes(reference.params, scopes, size_budget * floats)
@@ -243,7 +226,7 @@ def compress_network(
             **facts,
             "seconds": facts["seconds"] + seconds,
             "seconds_of_reference": seconds,
-            "versions": versions(),
+            "versions": results.versions(),
         }
 
         def write() -> None:
@@ -258,7 +241,7 @@ def compress_network(
             say(f"report: {report}")
 
         processes.on_main(write)
-        return finished_result(folder)
+        return results.finished_result(folder)
 
 
 def check_size_budget(
@@ -299,27 +282,18 @@ def make_measure(
     judged = dataclasses.replace(
         dataset, validation=dataset.train.take(chosen), test=dataset.validation
     )
-    evaluator = Evaluator(
-        classifier,
-        judged,
-        batch_size=job.batch_size,
-        recalibration_batches=job.recalibration_batches,
-        mesh=mesh,
-    )
+    evaluator = job.make_evaluator(classifier, judged, mesh)
 
     def measure(state: LCState | TrainedState) -> dict[str, float]:
         state = evaluator.recalibrated(state, None)
-        results = {"train": evaluator.validate(state, None)}
+        by_split = {"train": evaluator.validate(state, None)}
         if len(dataset.validation):
-            results["validation"] = evaluator.test(state, None)
-        return {
-            f"{split}_{name}": value
-            for split, result in results.items()
-            for name, value in (
-                ("loss", result["loss"]),
-                ("error", 1.0 - result["accuracy"]),
-            )
-        }
+            by_split["validation"] = evaluator.test(state, None)
+        measured = {}
+        for split, result in by_split.items():
+            measured[f"{split}_loss"] = result["loss"]
+            measured[f"{split}_error"] = 1.0 - result["accuracy"]
+        return measured
 
     return measure
 

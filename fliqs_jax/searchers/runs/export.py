@@ -19,11 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from fliqs_jax.deploy.program import (
-    check_exportable,
-    compact_weight,
-    serialize_program,
-)
+from fliqs_jax.deploy.program import check_exportable, compact_weight, serialize_program
 from fliqs_jax.deploy.weight_file import load_weights, save_weights
 from fliqs_jax.files import replace_bytes
 from fliqs_jax.formats import parse_format, stack_formats

@@ -21,6 +21,7 @@ from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
 from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.searchers.runs.results import describe_sites, versions
+from fliqs_jax.searchers.runs.run_folder import describe_network
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
@@ -124,11 +125,7 @@ def extracted_network(
 ) -> dict[str, Any]:
     """Returns what `load_network` makes the small model from."""
     return {
-        "name": None,
-        "num_classes": dataset.num_classes,
-        "image_shape": list(dataset.train.image_shape),
-        "per_channel": True,
-        "attention_products": False,
+        **describe_network(dataset, ()),
         **network,
         "choice": space.split(np.asarray(vector)).choice.tolist(),
     }

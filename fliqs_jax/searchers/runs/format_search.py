@@ -22,7 +22,6 @@ from fliqs_jax.searchers.runs.results import SearchResult
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings, run_search
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.job import JobSettings
-from fliqs_jax.train.mapping import make_mesh
 
 
 def search_formats(
@@ -79,7 +78,6 @@ def search_formats(
         of reach, the variables another model's, or the workdir another run's.
       TrainingDiverged: if the loss became NaN or infinite.
     """
-    mesh = make_mesh()
     costs = cost_table(space, cost)
     target = cost_target * costs.reference(cost_reference)
     if policy is None:
@@ -113,7 +111,6 @@ def search_formats(
         dataset,
         job,
         workdir=workdir,
-        mesh=mesh,
         method="fliqs",
         cost_target=cost_target,
         cost_reference=cost_reference,

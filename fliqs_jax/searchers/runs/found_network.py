@@ -14,28 +14,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from fliqs_jax import report
 from fliqs_jax.costs import make_site_storage, policy_cost
 from fliqs_jax.data import Dataset
-from fliqs_jax.models.supernets import (
-    ARCHITECTURE_FILE,
-    describe_choice,
-    extract,
-    subnetwork_parameters,
-    subnetwork_policy,
-    subnetwork_sites,
-)
+from fliqs_jax.models import supernets
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.report import (
-    comparison_table,
-    read_run,
-    sites_table,
-    write_network_report,
-)
 from fliqs_jax.searchers.fliqnas import Fliqnas
 from fliqs_jax.searchers.in_training.one_shot import SearchState
 from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
-from fliqs_jax.searchers.runs.results import describe_sites, versions
+from fliqs_jax.searchers.runs import results
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier
@@ -67,37 +55,26 @@ class FoundNetwork:
         mesh: Mesh,
     ) -> "FoundNetwork":
         """Takes the network that a state would end with out of the super-network."""
-        full, net = searcher.classifier.classifier, searcher.costs.space.net
+        net, full = searcher.costs.space.net, searcher.classifier.classifier.quantized
         options = searcher.current_options(state)
         choice = options[: len(net.counts)]
-        model, variables = extract(
+        model, variables = supernets.extract(
             net, {"params": state.params, **state.model_state}, choice
         )
-        sites = subnetwork_sites(net, choice)
-        classifier = Classifier(
-            quantized=QuantizedModel(
-                model, sites=sites, per_channel=full.quantized.per_channel
-            ),
-            mean=full.mean,
-            std=full.std,
-        )
+        sites = supernets.subnetwork_sites(net, choice)
+        quantized = QuantizedModel(model, sites=sites, per_channel=full.per_channel)
+        classifier = Classifier.of(quantized, dataset)
         return cls(
             searcher=searcher,
             state=state,
             options=options,
             sites=sites,
             classifier=classifier,
-            variables=TrainedState(
-                params=variables.pop("params"), model_state=variables
+            variables=TrainedState(variables.pop("params"), variables),
+            policy=supernets.subnetwork_policy(
+                net, choice, searcher.final_policy(state)
             ),
-            policy=subnetwork_policy(net, choice, searcher.final_policy(state)),
-            evaluator=Evaluator(
-                classifier,
-                dataset,
-                batch_size=job.batch_size,
-                recalibration_batches=job.recalibration_batches,
-                mesh=mesh,
-            ),
+            evaluator=job.make_evaluator(classifier, dataset, mesh),
         )
 
     @property
@@ -122,9 +99,9 @@ class FoundNetwork:
             "accuracy": result["accuracy"],
             "loss": result["loss"],
             "cost": self.price,
-            "architecture": describe_choice(net, self.choice),
-            "parameters": int(subnetwork_parameters(net, self.choice)),
-            "parameters_of_full": int(subnetwork_parameters(net, net.full)),
+            "architecture": supernets.describe_choice(net, self.choice),
+            "parameters": int(supernets.subnetwork_parameters(net, self.choice)),
+            "parameters_of_full": int(supernets.subnetwork_parameters(net, net.full)),
             "macs": sum(site.macs for site in self.sites),
             "macs_of_full": sum(site.macs for site in net.sites),
             "size_bits": policy_cost(storage, self.sites, self.policy),
@@ -139,22 +116,16 @@ class FoundNetwork:
 
     def _uniform(self) -> list[dict[str, Any]]:
         """Returns accuracy and cost of this architecture with one option everywhere."""
-        rows = []
-        for index, name in enumerate(self.searcher.costs.space.space.option_names):
-            options = self.options.copy()
-            options[len(self.choice) :] = index
+
+        def accuracy(options):
             formats = self._formats(options)
             fresh = self.evaluator.recalibrated(self.variables, formats)
-            price = self.searcher.costs.exact_cost(options)
-            rows.append(
-                {
-                    "format": name,
-                    "accuracy": self.evaluator.test(fresh, formats)["accuracy"],
-                    "cost": price,
-                    "cost_ratio": price / self.searcher.target,
-                }
-            )
-        return rows
+            return self.evaluator.test(fresh, formats)["accuracy"]
+
+        costs, target = self.searcher.costs, self.searcher.target
+        return results.uniform_rows(
+            costs.space.space, costs, target, accuracy, choice=self.choice
+        )
 
 
 def write_network_results(
@@ -167,12 +138,13 @@ def write_network_results(
     """Writes the result files; the summary last, which makes the run a finished one."""
     found.policy.save(folder / "policy.json")
     write_json(
-        folder / ARCHITECTURE_FILE, {**record, "sites": describe_sites(found.sites)}
+        folder / supernets.ARCHITECTURE_FILE,
+        {**record, "sites": results.describe_sites(found.sites)},
     )
-    write_json(folder / "summary.json", {**summary, "versions": versions()})
-    report = write_network_report(folder)
+    write_json(folder / "summary.json", {**summary, "versions": results.versions()})
+    page = report.write_network_report(folder)
     words = [f"{name} {option}" for name, option in summary["architecture"].items()]
     say(f"architecture: {', '.join(words)}")
-    say(sites_table(found.sites, found.policy))
-    say(comparison_table(read_run(folder)))
-    say(f"report: {report}")
+    say(report.sites_table(found.sites, found.policy))
+    say(report.comparison_table(report.read_run(folder)))
+    say(f"report: {page}")

@@ -19,12 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from fliqs_jax.deploy import load_codebooks
 from fliqs_jax.formats import Format
-from fliqs_jax.models import create_model
-from fliqs_jax.models.supernets import (
-    ARCHITECTURE_FILE,
-    create_supernet,
-    model_of_record,
-)
+from fliqs_jax.models import create_model, supernets
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.codebook import decode_params
@@ -36,11 +31,6 @@ from fliqs_jax.train.workdir import read_json
 
 _FOLDER = "network"
 CODEBOOK_FILE = "codebooks.fqcb"  # of a run that compressed its weights
-
-
-def _split(variables: PyTree) -> tuple[PyTree, PyTree]:
-    state = {name: tree for name, tree in variables.items() if name != "params"}
-    return variables["params"], state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,10 +58,9 @@ class Network:
 
     def predict(self, variables: PyTree, images: ArrayLike) -> Float[Array, "B C"]:
         """Returns logits for other variables of the same network, for `jit`."""
-        params, model_state = _split(variables)
-        return self.classifier.predict(
-            params, model_state, images, formats=self.formats
-        )
+        others = dict(variables)
+        params = others.pop("params")
+        return self.classifier.predict(params, others, images, formats=self.formats)
 
 
 def save_network(
@@ -135,9 +124,9 @@ def load_network(
             )
     config = read_json(folder / "config.json")
     network = config["network"]
-    if model is None and (folder / ARCHITECTURE_FILE).exists():
-        file = folder / ARCHITECTURE_FILE  # a part of a super-network
-        model = model_of_record(read_json(file), file)
+    if model is None and (folder / supernets.ARCHITECTURE_FILE).exists():
+        file = folder / supernets.ARCHITECTURE_FILE  # a part of a super-network
+        model = supernets.model_of_record(read_json(file), file)
     if model is None:
         model = _recreate(network, folder)
     policy = Policy.load(folder / "policy.json")
@@ -152,9 +141,7 @@ def load_network(
     )
     classifier = Classifier(
         quantized=QuantizedModel(
-            model,
-            sites=sites,
-            per_channel=network["per_channel"],
+            model, sites=sites, per_channel=network["per_channel"]
         ),
         mean=tuple(tree["mean"].tolist()),
         std=tuple(tree["std"].tolist()),
@@ -188,7 +175,7 @@ def _formats(policy: Policy, sites: tuple[Site, ...], tree: PyTree) -> SiteForma
 
 def _recreate(network: dict[str, Any], folder: pathlib.Path) -> nn.Module:
     if "supernet" in network:
-        net = create_supernet(
+        net = supernets.create_supernet(
             network["supernet"],
             num_classes=network["num_classes"],
             image_shape=tuple(network["image_shape"]),

@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
-from fliqs_jax.costs import (
-    SiteCost,
-    check_fraction,
-    site_bops,
-)
+from fliqs_jax.costs import SiteCost, check_fraction, site_bops
 from fliqs_jax.data import Dataset
-from fliqs_jax.models.supernets import (
-    SupernetRecord,
-    architecture_record,
-)
+from fliqs_jax.models.supernets import SupernetRecord, architecture_record
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
@@ -29,22 +22,10 @@ from fliqs_jax.searchers.in_training.settings import FLIQNAS, FliqsSettings
 from fliqs_jax.searchers.joint.budget import joint_extremes
 from fliqs_jax.searchers.joint.cost import JointCost
 from fliqs_jax.searchers.joint.space import JointSpace
-from fliqs_jax.searchers.joint.subnetwork_classifier import (
-    SubnetworkClassifier,
-)
+from fliqs_jax.searchers.joint.subnetwork_classifier import SubnetworkClassifier
+from fliqs_jax.searchers.runs import results, run_folder
 from fliqs_jax.searchers.runs.found_network import FoundNetwork, write_network_results
 from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.results import (
-    SearchResult,
-    describe_sites,
-    finished_result,
-)
-from fliqs_jax.searchers.runs.run_folder import (
-    describe_job,
-    describe_network,
-    describe_start,
-    open_run,
-)
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier
@@ -71,7 +52,7 @@ def search_network(
     made_by: SupernetRecord | None = None,
     config: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
-) -> SearchResult:
+) -> results.SearchResult:
     """Finds an architecture and formats in one training run, and trains the weights.
 
     Run again with the same workdir and arguments, it continues where it stopped, or
@@ -114,8 +95,7 @@ def search_network(
     reference = costs.reference(cost_reference)
     searching = bool((fixed < 0).any())
     if searching:
-        allowed = allowed_options(costs, fixed)
-        least, most = joint_extremes(costs, allowed)
+        least, most = joint_extremes(costs, allowed_options(costs, fixed))
         check_fraction(
             cost_target,
             f"the full network in uniform {cost_reference}",
@@ -156,20 +136,27 @@ def search_network(
     identity = {
         "method": "fliqnas",
         "dataset": dataset.name,
-        **_describe_space(space, fixed),
+        "sites": results.describe_sites(space.net.sites),
+        "decisions": list(space.counts),
+        "options": list(space.space.option_names),
+        # Of the decisions about the architecture, which come first.
+        "architecture_options": {d.name: list(d.options) for d in space.net.decisions},
+        "fixed": fixed.tolist(),
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         "phases": dataclasses.asdict(phases),
-        **describe_job(job, mesh),
-        "network": describe_network(
+        **run_folder.describe_job(job, mesh),
+        "network": run_folder.describe_network(
             dataset, space.net.sites, per_channel=settings.per_channel
         ),
-        **describe_start(searcher.classifier, dataset, variables, skip_variables, say),
+        **run_folder.describe_start(
+            searcher.classifier, dataset, variables, skip_variables, say
+        ),
     }
-    with open_run(workdir, identity, config) as (folder, finished):
+    with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
             say(f"{folder} holds a finished run")
-            return finished_result(folder)
+            return results.finished_result(folder)
         state, _, facts = run_job(
             searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
         )
@@ -189,13 +176,11 @@ def search_network(
         processes.on_main(
             lambda: write_network_results(folder, found, record, summary, say)
         )
-        return finished_result(folder)
+        return results.finished_result(folder)
 
 
 def _fixed(
-    space: JointSpace,
-    architecture: Int[ArrayLike, "A"] | None,
-    policy: Policy | None,
+    space: JointSpace, architecture: Int[ArrayLike, "A"] | None, policy: Policy | None
 ) -> Int[np.ndarray, "L"]:
     """Returns the options made beforehand, -1 where there is a search."""
     choice = np.full(len(space.net.counts), -1, np.int32)
@@ -205,15 +190,3 @@ def _fixed(
     if policy is not None:
         options = space.space.options(policy)
     return np.concatenate([choice, options])
-
-
-def _describe_space(space: JointSpace, fixed: Int[np.ndarray, "L"]) -> dict[str, Any]:
-    """Returns the decisions for `config.json`, and which were made beforehand."""
-    return {
-        "sites": describe_sites(space.net.sites),
-        "decisions": list(space.counts),
-        "options": list(space.space.option_names),
-        # Of the decisions about the architecture, which come first.
-        "architecture_options": {d.name: list(d.options) for d in space.net.decisions},
-        "fixed": fixed.tolist(),
-    }

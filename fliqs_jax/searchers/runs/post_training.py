@@ -41,25 +41,15 @@ from fliqs_jax.searchers.in_training.calibration import (
     calibrated_formats,
     unsigned_inputs,
 )
+from fliqs_jax.searchers.runs import results, run_folder
 from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.results import (
-    SearchResult,
-    describe_sites,
-    finished_result,
-    write_results,
-)
-from fliqs_jax.searchers.runs.run_folder import describe_network, open_run
 from fliqs_jax.searchers.sensitivities.fisher import check_estimable
 from fliqs_jax.searchers.sensitivities.meter import (
     TrainedState,
     calibrate_inputs,
     isolated_formats,
 )
-from fliqs_jax.searchers.sensitivities.table import (
-    MEASURES,
-    make_meter,
-    measured_table,
-)
+from fliqs_jax.searchers.sensitivities.table import MEASURES, make_meter, measured_table
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.evaluation import Evaluator
 
@@ -98,7 +88,7 @@ def allocate_formats(
     per_channel: bool = True,
     config: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
-) -> SearchResult:
+) -> results.SearchResult:
     """Finds formats within a budget for a trained float network, without training.
 
     Run again with the same workdir and arguments, it measures what is missing, or
@@ -136,7 +126,7 @@ def allocate_formats(
     identity = {
         "method": "sensitivity",
         "dataset": dataset.name,
-        "sites": describe_sites(space.sites),
+        "sites": results.describe_sites(space.sites),
         "decisions": list(space.decision_names),
         "options": list(space.option_names),
         "cost_reference": cost_reference,
@@ -145,12 +135,14 @@ def allocate_formats(
         "batch_size": batch_size,
         "seed": seed,
         "settings": dataclasses.asdict(settings),
-        "network": describe_network(dataset, space.sites, per_channel=per_channel),
+        "network": run_folder.describe_network(
+            dataset, space.sites, per_channel=per_channel
+        ),
     }
-    with open_run(workdir, identity, config) as (folder, finished):
+    with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
             say(f"{folder} holds a finished run")
-            return finished_result(folder)
+            return results.finished_result(folder)
         state, training_seconds = trained()
         classifier = Classifier.of(
             QuantizedModel(model, sites=space.sites, per_channel=per_channel), dataset
@@ -191,17 +183,9 @@ def allocate_formats(
             "steps": steps,
             "entropy": None,
             "seed": seed,
-            "uniform": [
-                {
-                    "format": name,
-                    "accuracy": applied(same)[2]["accuracy"],
-                    "cost": costs.exact_cost(same),
-                    "cost_ratio": costs.exact_cost(same) / target,
-                }
-                for name, same in zip(
-                    space.option_names, _uniform_options(space), strict=True
-                )
-            ],
+            "uniform": results.uniform_rows(
+                space, costs, target, lambda same: applied(same)[2]["accuracy"]
+            ),
             "allocation": allocation,
             "seconds": training_seconds + seconds,
             "seconds_measuring": seconds,
@@ -210,13 +194,8 @@ def allocate_formats(
         policy = unsigned_inputs(
             space.policy(options), np.asarray(calibration.nonnegative)
         )
-        write_results(folder, policy=policy, summary=summary, say=say)
-        return finished_result(folder)
-
-
-def _uniform_options(space: SearchSpace) -> Int[np.ndarray, "K L"]:
-    every = np.arange(space.num_options, dtype=np.int32)
-    return np.repeat(every[:, None], space.num_decisions, axis=1)
+        results.write_results(folder, policy=policy, summary=summary, say=say)
+        return results.finished_result(folder)
 
 
 def _allocated(

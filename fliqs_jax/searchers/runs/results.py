@@ -10,8 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from fliqs_jax.policy import Policy
 from fliqs_jax.report import comparison_table, read_run, sites_table, write_report
+from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.sites import Site
 from fliqs_jax.train import processes
 from fliqs_jax.train.workdir import read_json, write_json
@@ -49,6 +53,38 @@ def describe_sites(sites: Sequence[Site]) -> list[dict[str, Any]]:
         }
         for site in sites
     ]
+
+
+def uniform_rows(
+    space: SearchSpace,
+    costs: Any,
+    target: float,
+    accuracy: Callable[[Int[np.ndarray, "L"]], float],
+    *,
+    choice: Sequence[int] | Int[np.ndarray, "A"] = (),
+) -> list[dict[str, Any]]:
+    """Returns what each option is worth and costs where it is taken everywhere.
+
+    Args:
+      space: the decisions about formats.
+      costs: with `exact_cost` of a vector of options.
+      target: of the cost.
+      accuracy: of a vector of options.
+      choice: of an architecture, whose options come first in a vector.
+    """
+    rows = []
+    for index, name in enumerate(space.option_names):
+        options = np.array([*choice, *[index] * space.num_decisions], np.int32)
+        price = costs.exact_cost(options)
+        rows.append(
+            {
+                "format": name,
+                "accuracy": accuracy(options),
+                "cost": price,
+                "cost_ratio": price / target,
+            }
+        )
+    return rows
 
 
 def write_results(

@@ -68,13 +68,7 @@ def search_cell_by_scores(
     timer = Timer()
     within = cells_within(NASBENCH201, limits)
     choices, scores = score_some(
-        score,
-        within,
-        count,
-        log=folder / LOG_NAME,
-        known=known,
-        seed=seed,
-        say=say,
+        score, within, count, log=folder / LOG_NAME, known=known, seed=seed, say=say
     )
     grid = 2 / 3 * predicted_ranks(choices, scores)
     grid += 1 / 3 * ranks_within(parameters, within)

@@ -12,30 +12,18 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from fliqs_jax.costs import CostTable, make_site_storage, policy_cost
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.search_space import SearchSpace
+from fliqs_jax.searchers.runs import results, run_folder
 from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.results import (
-    SearchResult,
-    describe_sites,
-    finished_result,
-    write_results,
-)
-from fliqs_jax.searchers.runs.run_folder import (
-    describe_job,
-    describe_network,
-    describe_start,
-    open_run,
-)
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
-from fliqs_jax.train.evaluation import Evaluator
 from fliqs_jax.train.job import JobSettings, Searcher, run_job
+from fliqs_jax.train.mapping import make_mesh
 from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
 
 
@@ -87,14 +75,13 @@ def run_search(
     job: JobSettings,
     *,
     workdir: str,
-    mesh: Mesh,
     method: str,
     cost_target: float,
     cost_reference: str,
     identity: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
-) -> SearchResult:
+) -> results.SearchResult:
     """Runs a searcher to its end, or continues it, and writes the results.
 
     Args:
@@ -102,7 +89,6 @@ def run_search(
       dataset: from `load_dataset`.
       job: how to run.
       workdir: a new folder, or that of the same run.
-      mesh: the devices.
       method: its name in `config.json`.
       cost_target: the searcher's, as a fraction of the reference's cost.
       cost_reference: format of the uniform policy that costs 1.
@@ -115,23 +101,23 @@ def run_search(
         workdir another run's.
       TrainingDiverged: if the loss became NaN or infinite.
     """
-    say = processes.spoken_once(say)
+    say, mesh = processes.spoken_once(say), make_mesh()
     space, quantized = searcher.space, searcher.classifier.quantized
     reference = searcher.costs.reference(cost_reference)
     identity = {
         "method": method,
         "dataset": dataset.name,
-        "sites": describe_sites(space.sites),
+        "sites": results.describe_sites(space.sites),
         "decisions": list(space.decision_names),
         "options": list(space.option_names),
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         **identity,
-        **describe_job(job, mesh),
-        "network": describe_network(
+        **run_folder.describe_job(job, mesh),
+        "network": run_folder.describe_network(
             dataset, space.sites, per_channel=quantized.per_channel
         ),
-        **describe_start(
+        **run_folder.describe_start(
             searcher.classifier,
             dataset,
             searcher.variables,
@@ -139,10 +125,10 @@ def run_search(
             say,
         ),
     }
-    with open_run(workdir, identity, config) as (folder, finished):
+    with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
             say(f"{folder} holds a finished run")
-            return finished_result(folder)
+            return results.finished_result(folder)
         state, evaluator, facts = run_job(
             searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
         )
@@ -150,7 +136,15 @@ def run_search(
         formats = searcher.current_formats(state)
         price = searcher.costs.exact_cost(searcher.current_options(state))
         result = evaluator.test(state, formats)
-        uniform = _uniform_policies(searcher, evaluator, state)
+
+        def uniform_accuracy(options):
+            formats = searcher.formats(state, jnp.asarray(options))
+            fresh = evaluator.recalibrated(state, formats)
+            return evaluator.test(fresh, formats)["accuracy"]
+
+        uniform = results.uniform_rows(
+            space, searcher.costs, searcher.target, uniform_accuracy
+        )
         storage = make_site_storage(per_channel=quantized.per_channel)
         save_network(folder, state, formats, searcher.classifier)
         summary = {
@@ -168,27 +162,8 @@ def run_search(
             **facts,
         }
         processes.on_main(
-            lambda: write_results(folder, policy=policy, summary=summary, say=say)
+            lambda: results.write_results(
+                folder, policy=policy, summary=summary, say=say
+            )
         )
-        return finished_result(folder)
-
-
-def _uniform_policies(
-    searcher: FormatSearcher, evaluator: Evaluator, state: PyTree
-) -> list[dict[str, Any]]:
-    """Returns accuracy and cost of the final weights with one option everywhere."""
-    rows = []
-    for index, name in enumerate(searcher.space.option_names):
-        options = np.full(searcher.space.num_decisions, index, np.int32)
-        formats = searcher.formats(state, jnp.asarray(options))
-        fresh = evaluator.recalibrated(state, formats)
-        price = searcher.costs.exact_cost(options)
-        rows.append(
-            {
-                "format": name,
-                "accuracy": evaluator.test(fresh, formats)["accuracy"],
-                "cost": price,
-                "cost_ratio": price / searcher.target,
-            }
-        )
-    return rows
+        return results.finished_result(folder)

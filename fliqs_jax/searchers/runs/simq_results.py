@@ -16,23 +16,8 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.report import sites_table, write_front_plot, write_front_report
 from fliqs_jax.report.reading import read_run
-from fliqs_jax.searchers.joint.front import (
-    UNITS,
-    Selection,
-    accuracy_loss,
-    architecture_words,
-    count_dominated,
-    describe_point,
-    fold_reductions,
-    select_point,
-    write_front,
-)
-from fliqs_jax.searchers.runs.extracted_point import (
-    extracted_network,
-    point_name,
-    save_point,
-    small_network,
-)
+from fliqs_jax.searchers.joint import front
+from fliqs_jax.searchers.runs import extracted_point
 from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.searchers.simq_nas import FoundFront, SimqSettings, front_summary
@@ -62,7 +47,7 @@ def write_search(
     *,
     folder: pathlib.Path,
     settings: SimqSettings,
-    selection: Selection,
+    selection: front.Selection,
     finetune: Finetune | None,
     batch_size: int,
     seed: int,
@@ -100,7 +85,7 @@ def write_search(
     reference = found.full[selection.reference]
 
     def write_found():
-        write_front(folder / "front.csv", found.space, found.points)
+        front.write_front(folder / "front.csv", found.space, found.points)
         _write_metrics(folder, found)
 
     processes.on_main(write_found)
@@ -110,14 +95,16 @@ def write_search(
         "dataset": dataset.name,
         **front_summary(found),
         "population": settings.population,
-        "prices_searched": [UNITS[name][0] for name in found.result.objectives[1:]],
+        "prices_searched": [
+            front.UNITS[name][0] for name in found.result.objectives[1:]
+        ],
         "accuracy_reference": selection.reference,
         "front": _described(found.points),
-        "full_network": {n: describe_point(p) for n, p in found.full.items()},
+        "full_network": {n: front.describe_point(p) for n, p in found.full.items()},
         "subnetworks": {n: _described(p) for n, p in found.subnetworks.items()},
         "dominated": {
             name: [
-                count_dominated(found.points, p, found.result.objectives[1:]),
+                front.count_dominated(found.points, p, found.result.objectives[1:]),
                 len(p),
             ]
             for name, p in found.subnetworks.items()
@@ -135,14 +122,14 @@ def write_search(
     for line in reduction_lines(summary["fold_reductions"]):
         say(line)
     try:
-        index = select_point(found.points, selection, reference, cost=cost)
+        index = front.select_point(found.points, selection, reference, cost=cost)
     except ValueError:
         _write(folder, summary)
         raise
     point = found.points[index]
     say(f"took point {index} of front.csv: {_selection_words(selection, found, index)}")
-    name = f"points/{point_name(point.vector)}"
-    taken = save_point(
+    name = f"points/{extracted_point.point_name(point.vector)}"
+    taken = extracted_point.save_point(
         folder / name,
         found.space,
         point.vector,
@@ -157,12 +144,14 @@ def write_search(
     accuracy, source = taken["accuracy"], "quantized after training, no retraining"
     chosen = name
     if finetune is not None:
-        model, own = small_network(found.space, state, point.vector)
+        model, own = extracted_point.small_network(found.space, state, point.vector)
         small = SmallNetwork(
             model=model,
             variables=own.variables,
             policy=found.space.policy(point.vector),
-            network=extracted_network(found.space, point.vector, dataset, network),
+            network=extracted_point.extracted_network(
+                found.space, point.vector, dataset, network
+            ),
         )
         chosen, result = finetune(small, name)
         accuracy = result["accuracy"]
@@ -179,7 +168,7 @@ def write_search(
         "cost_ratio": None if target is None else point.prices[cost] / target,
         "point": index,
         "selection": _selection_words(selection, found, index),
-        "architecture": architecture_words(found.space, point.vector),
+        "architecture": front.architecture_words(found.space, point.vector),
         "chosen": chosen,
         **facts,
     }
@@ -203,7 +192,7 @@ def _write(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
 
 
 def _described(points: Sequence) -> list[dict[str, Any]]:
-    return [describe_point(point) for point in points]
+    return [front.describe_point(point) for point in points]
 
 
 def _reductions(found: FoundFront) -> dict[str, Any]:
@@ -215,8 +204,10 @@ def _reductions(found: FoundFront) -> dict[str, Any]:
     }
     return {
         split: {
-            UNITS[name][0]: row
-            for name, row in fold_reductions(found.points, whole, accuracy).items()
+            front.UNITS[name][0]: row
+            for name, row in front.fold_reductions(
+                found.points, whole, accuracy
+            ).items()
         }
         for split, accuracy in by_split.items()
     }
@@ -240,11 +231,11 @@ def reduction_lines(reductions: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _selection_words(selection: Selection, found: FoundFront, index: int) -> str:
+def _selection_words(selection: front.Selection, found: FoundFront, index: int) -> str:
     if selection.point is not None:
         return "the point that was named"
     point, against = found.points[index], f"the full network at {selection.reference}"
-    loss = accuracy_loss(point, found.full[selection.reference])
+    loss = front.accuracy_loss(point, found.full[selection.reference])
     if selection.accuracy_loss is not None or (not selection.limits and loss <= 1e-9):
         most = selection.accuracy_loss or 0.0
         limit = f"loses at most {most:g} points of validation accuracy to {against}"

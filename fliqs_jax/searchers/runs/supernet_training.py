@@ -32,22 +32,13 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.searchers.runs import results, run_folder
 from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.results import versions
-from fliqs_jax.searchers.runs.run_folder import (
-    describe_job,
-    describe_network,
-    describe_start,
-    open_run,
-)
 from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier
-from fliqs_jax.train.fitting import (
-    fit_variables,
-    start_variables,
-)
+from fliqs_jax.train.fitting import fit_variables, start_state
 from fliqs_jax.train.job import Hook, JobSettings, run_job
 from fliqs_jax.train.losses import correct, cross_entropy, distillation
 from fliqs_jax.train.mapping import AXIS, Step, device_keys, make_mesh
@@ -119,19 +110,7 @@ class SupernetTrainer:
 
     def init(self, key: Key[Array, ""], images: ArrayLike) -> SupernetState:
         """Returns the state before the first step."""
-        init_key, run_key = jax.random.split(key)
-        params, model_state = start_variables(
-            self.variables,
-            *self.classifier.init(init_key, images),
-            skip=self.skip_variables,
-        )
-        return SupernetState(
-            step=jnp.zeros((), jnp.int32),
-            key=run_key,
-            params=params,
-            model_state=model_state,
-            opt_state=self.optimizer.init(params),
-        )
+        return SupernetState(**start_state(self, key, images, skip=self.skip_variables))
 
     def choices(self, key: Key[Array, ""]) -> list[Int[Array, "A"]]:
         """Returns the sub-networks of one step."""
@@ -181,16 +160,13 @@ class SupernetTrainer:
 
     def hooks(self, steps: int, compile: Callable[[Step], Step]) -> list[Hook]:
         """Returns no work between steps: nothing is decided in this training."""
-        del steps, compile
         return []
 
     def current_formats(self, state: SupernetState) -> None:
         """Returns None: what is evaluated on the way is the full network in float."""
-        del state
 
     def progress(self, state: SupernetState) -> dict[str, Any]:
         """Returns nothing beyond the step's own metrics."""
-        del state
         return {}
 
 
@@ -291,11 +267,13 @@ def train_supernet(
         "decisions": {d.name: list(d.options) for d in net.decisions},
         "settings": dataclasses.asdict(settings),
         "optimizer": dataclasses.asdict(optimizer),
-        **describe_job(job, mesh),
-        "network": describe_network(dataset, net.sites),
-        **describe_start(classifier, dataset, variables, skip_variables, say),
+        **run_folder.describe_job(job, mesh),
+        "network": run_folder.describe_network(dataset, net.sites),
+        **run_folder.describe_start(
+            classifier, dataset, variables, skip_variables, say
+        ),
     }
-    with open_run(workdir, identity, config) as (folder, finished):
+    with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
             processes.spoken_once(say)(f"{folder} holds a trained super-network")
             return load_supernet(folder, net)
@@ -310,7 +288,9 @@ def train_supernet(
 
         def write():
             policy.save(folder / "policy.json")
-            write_json(folder / "summary.json", {**summary, "versions": versions()})
+            write_json(
+                folder / "summary.json", {**summary, "versions": results.versions()}
+            )
 
         processes.on_main(write)
         processes.await_file(folder / "summary.json")

@@ -15,20 +15,11 @@ from jaxtyping import Array, Float, Int, Num
 
 from fliqs_jax.checks import check_at_least
 from fliqs_jax.nnx_adapter import NnxModel
-from fliqs_jax.quantized_model import riding
-from fliqs_jax.quantized_model.input_errors import (
-    carrying_errors,
-    input_error_zeros,
-    riding_errors,
-)
+from fliqs_jax.quantized_model import input_errors, riding
 from fliqs_jax.quantized_model.weights import quantize_weights, site_sums
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import Calibration, calibrated_formats
-from fliqs_jax.searchers.sensitivities.meter import (
-    TrainedState,
-    check_finite,
-    isolated_formats,
-)
+from fliqs_jax.searchers.sensitivities import meter
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import cross_entropy
 
@@ -95,7 +86,7 @@ class FisherMeter:
     def __init__(
         self,
         classifier: Classifier,
-        state: TrainedState,
+        state: meter.TrainedState,
         space: SearchSpace,
         calibration: Calibration,
         batches: Sequence[dict],
@@ -129,22 +120,15 @@ class FisherMeter:
         Raises:
           ValueError: if one is NaN or infinite.
         """
-        return check_finite(self._table[decision], self._space, decision)
+        return meter.check_finite(self._table[decision], self._space, decision)
 
     @functools.cached_property
     def _table(self) -> Float[np.ndarray, "L K"]:
         sums, examples = 0.0, 0
-        for batch in self._batches:
-            for start in range(0, len(batch["image"]), self._chunk):
-                chunk = slice(start, start + self._chunk)
-                sides = self._chunk_sums(
-                    self._state,
-                    self._calibration,
-                    batch["image"][chunk],
-                    batch["label"][chunk],
-                )
-                sums = sums + np.asarray(sides, np.float64)
-            examples += len(batch["image"])
+        for images, labels in meter.chunks(self._batches, self._chunk):
+            sides = self._chunk_sums(self._state, self._calibration, images, labels)
+            sums = sums + np.asarray(sides, np.float64)
+            examples += len(labels)
         table = np.zeros((self._space.num_decisions, self._space.num_options))
         decisions = (self._space.weight_decision, self._space.activation_decision)
         for side, of_site in zip(sums, decisions, strict=True):
@@ -156,7 +140,7 @@ class FisherMeter:
 def _site_sums(
     classifier: Classifier,
     space: SearchSpace,
-    state: TrainedState,
+    state: meter.TrainedState,
     calibration: Calibration,
     images: Num[Array, "B H W C"],
     labels: Int[Array, "B"],
@@ -164,15 +148,15 @@ def _site_sums(
     """Returns the sums over examples and elements, of the weights and of the inputs."""
     every = jnp.arange(space.num_options)[:, None].repeat(space.num_decisions, axis=1)
     candidates = jax.vmap(lambda o: calibrated_formats(calibration, space, o))(every)
-    plain = isolated_formats(calibration, space, -1, 0)
+    plain = meter.isolated_formats(calibration, space, -1, 0)
     groups = riding.group_sites(space.sites)
     flat = riding.flatten_params(state.params)
     paths = [(*group.scope, *w.path) for group in groups for w in group.weights]
 
     def loss(weights, zeros, image, label):
         params = riding.unflatten_params({**flat, **weights})
-        params = riding_errors(params, space.sites, zeros, candidates)
-        with carrying_errors(classifier.quantized.model):
+        params = input_errors.riding_errors(params, space.sites, zeros, candidates)
+        with input_errors.carrying_errors(classifier.quantized.model):
             logits = classifier.predict(
                 params, state.model_state, image[None], formats=plain
             )
@@ -182,7 +166,7 @@ def _site_sums(
         jax.grad(loss, argnums=(0, 1)), in_axes=(None, None, 0, 0)
     )(
         {path: flat[path] for path in paths},
-        input_error_zeros(len(space.sites), space.num_options),
+        input_errors.input_error_zeros(len(space.sites), space.num_options),
         images,
         labels,
     )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from fliqs_jax.checks import check_at_least, check_not_negative
 from fliqs_jax.quantized_model import riding
 from fliqs_jax.quantized_model.weights import site_sums
-from fliqs_jax.searchers.sensitivities.meter import TrainedState
+from fliqs_jax.searchers.sensitivities.meter import TrainedState, chunks
 from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.losses import cross_entropy
@@ -212,12 +212,9 @@ def fisher_traces(
 
     state = _unboxed(state)
     total, examples = 0.0, 0
-    for batch in batches:
-        for start in range(0, len(batch["image"]), examples_at_once):
-            chunk = slice(start, start + examples_at_once)
-            sums = chunk_sums(state, batch["image"][chunk], batch["label"][chunk])
-            total = total + np.asarray(sums, np.float64)
-        examples += len(batch["image"])
+    for images, labels in chunks(batches, examples_at_once):
+        total = total + np.asarray(chunk_sums(state, images, labels), np.float64)
+        examples += len(labels)
     return _check_finite(total / examples, sites)
 
 

@@ -10,7 +10,7 @@ statistics included, bears a format. In training mode batch norm would take its
 statistics from the quantized activations and hide part of the damage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.struct
 import jax
@@ -48,10 +48,16 @@ class TrainedState:
         return {"params": self.params, **self.model_state}
 
 
+def chunks(batches: Sequence[dict], size: int) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+    """Yields images and labels, so many examples of a batch at a time."""
+    for batch in batches:
+        for start in range(0, len(batch["image"]), size):
+            part = slice(start, start + size)
+            yield batch["image"][part], batch["label"][part]
+
+
 def loss_change(
-    logits: Float[Array, "B C"],
-    reference: Float[Array, "B C"],
-    labels: Int[Array, "B"],
+    logits: Float[Array, "B C"], reference: Float[Array, "B C"], labels: Int[Array, "B"]
 ) -> Float[Array, ""]:
     r"""Returns how much the mean cross entropy rises, in nats; it may fall.
 
@@ -71,9 +77,7 @@ def loss_change(
 
 
 def kl_divergence(
-    logits: Float[Array, "B C"],
-    reference: Float[Array, "B C"],
-    labels: Int[Array, "B"],
+    logits: Float[Array, "B C"], reference: Float[Array, "B C"], labels: Int[Array, "B"]
 ) -> Float[Array, ""]:
     r"""Returns how far the predicted distribution moves, in nats. Needs no labels.
 
@@ -93,7 +97,6 @@ def kl_divergence(
       >>> round(float(kl_divergence(sure, even, jnp.array([0]))), 4)  # log(4 / 3) / 2
       0.1438
     """
-    del labels
     log_p, log_q = (
         jax.nn.log_softmax(z.astype(jnp.float32)) for z in (reference, logits)
     )
@@ -101,9 +104,7 @@ def kl_divergence(
 
 
 def logit_error(
-    logits: Float[Array, "B C"],
-    reference: Float[Array, "B C"],
-    labels: Int[Array, "B"],
+    logits: Float[Array, "B C"], reference: Float[Array, "B C"], labels: Int[Array, "B"]
 ) -> Float[Array, ""]:
     r"""Returns the mean squared error of the logits, in their unit squared.
 
@@ -119,7 +120,6 @@ def logit_error(
       >>> float(logit_error(jnp.array([[1.0, 3.0]]), zeros, jnp.array([0])))
       5.0
     """
-    del labels
     return jnp.square(logits.astype(jnp.float32) - reference).mean()
 
 

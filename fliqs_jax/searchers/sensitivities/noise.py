@@ -46,8 +46,7 @@ def quantization_noise(
 
     def of_weights(index):
         rows = riding.pack_formats(
-            formats[index * every],
-            calibration.weight_clip[index * every],
+            formats[index * every], calibration.weight_clip[index * every]
         )
         on_grid = quantize_weights(
             flat, groups, rows, per_channel=quantized.per_channel, clip_gradient=True

@@ -54,10 +54,7 @@ def make_meter(
 
 
 def measured_table(
-    meter: Meter,
-    space: SearchSpace,
-    folder: pathlib.Path,
-    say: Callable[[str], None],
+    meter: Meter, space: SearchSpace, folder: pathlib.Path, say: Callable[[str], None]
 ) -> tuple[Float[np.ndarray, "L K"], float]:
     """Returns the whole table, rows known from before read from the folder.
 
