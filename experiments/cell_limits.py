@@ -12,11 +12,11 @@ import fliqs_jax as fq
 from experiments import common
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import cells
+from fliqs_jax.runs.cell_search import with_search_bounds
 from fliqs_jax.searchers.cells.expected_accuracy import measured_limit
 from fliqs_jax.searchers.cells.limits import Limit
 from fliqs_jax.searchers.cells.look_up_graph import load_look_up_graph
 from fliqs_jax.searchers.cells.stage_formats import StageFormats, cell_stages
-from fliqs_jax.searchers.runs.cell_search import with_search_bounds
 
 FLAGS = flags.FLAGS
 

@@ -42,6 +42,15 @@ from experiments.trained_network import train_network
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import cells
 from fliqs_jax.report import write_cell_report
+from fliqs_jax.runs.cell_search import (
+    CellSearchSettings,
+    FoundCell,
+    cell_summary,
+    search_cell_by_network,
+    search_cell_by_table,
+)
+from fliqs_jax.runs.results import versions
+from fliqs_jax.runs.scored_search import search_cell_by_scores
 from fliqs_jax.searchers.cells.architecture import ArchitectureSettings
 from fliqs_jax.searchers.cells.baselines import cells_within, judged_baselines
 from fliqs_jax.searchers.cells.expected_accuracy import TABLE_SETTINGS, search_grid
@@ -49,15 +58,6 @@ from fliqs_jax.searchers.cells.limits import Limit, MultiplierSettings
 from fliqs_jax.searchers.cells.stage_formats import StageFormats
 from fliqs_jax.searchers.cells.training_free import CellScorer
 from fliqs_jax.searchers.dca_nas import row_names
-from fliqs_jax.searchers.runs.cell_search import (
-    CellSearchSettings,
-    FoundCell,
-    cell_summary,
-    search_cell_by_network,
-    search_cell_by_table,
-)
-from fliqs_jax.searchers.runs.results import versions
-from fliqs_jax.searchers.runs.scored_search import search_cell_by_scores
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.workdir import open_workdir, read_json, write_json

@@ -18,8 +18,8 @@ from absl import flags
 from experiments import common, finished_run
 from fliqs_jax.data import evaluation_batches
 from fliqs_jax.deploy.program import PLATFORMS, check_exportable
-from fliqs_jax.searchers.runs.export import export_network, load_program, loaded_weights
-from fliqs_jax.searchers.runs.network import CODEBOOK_FILE
+from fliqs_jax.runs.export import export_network, load_program, loaded_weights
+from fliqs_jax.runs.network import CODEBOOK_FILE
 from fliqs_jax.train.evaluation import evaluate
 from fliqs_jax.train.workdir import read_json
 

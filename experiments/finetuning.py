@@ -9,7 +9,7 @@ from absl import flags
 import fliqs_jax as fq
 from experiments import common, search_flags
 from fliqs_jax.data import Dataset
-from fliqs_jax.searchers.runs.simq_results import SmallNetwork
+from fliqs_jax.runs.simq_results import SmallNetwork
 from fliqs_jax.train.classifier import image_sites
 
 FLAGS = flags.FLAGS

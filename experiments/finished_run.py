@@ -8,7 +8,7 @@ from absl import flags
 import fliqs_jax as fq
 from experiments import common, subnetwork_flags
 from fliqs_jax.data import Dataset
-from fliqs_jax.searchers.runs.network import Network
+from fliqs_jax.runs.network import Network
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS

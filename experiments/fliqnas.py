@@ -26,9 +26,9 @@ from experiments import (
     subnetwork_flags,
 )
 from fliqs_jax.models.supernets import SuperNetwork, subnetwork_sites
+from fliqs_jax.runs.network_search import search_network
 from fliqs_jax.searchers.in_training.settings import FLIQNAS
 from fliqs_jax.searchers.joint.space import JointSpace
-from fliqs_jax.searchers.runs.network_search import search_network
 
 FLAGS = flags.FLAGS
 

@@ -17,8 +17,8 @@ from flax import nnx
 import fliqs_jax as fq
 from experiments import common, one_shot_flags, search_flags
 from fliqs_jax.data import Dataset
+from fliqs_jax.runs.format_search import search_formats
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
-from fliqs_jax.searchers.runs.format_search import search_formats
 
 FLAGS = flags.FLAGS
 FORMS = one_shot_flags.FORMS

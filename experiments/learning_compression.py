@@ -24,17 +24,17 @@ from flax import nnx
 from experiments import common, search_flags
 from experiments.trained_network import load_float, train_network
 from fliqs_jax.data import Dataset
+from fliqs_jax.runs.compression_run import (
+    CompressionSettings,
+    compress_network,
+    weight_paths,
+)
 from fliqs_jax.searchers.compression.rules import (
     CODEBOOKS,
     CompressionRule,
     parse_codebook,
 )
 from fliqs_jax.searchers.compression.schedule import VARIANTS
-from fliqs_jax.searchers.runs.compression_run import (
-    CompressionSettings,
-    compress_network,
-    weight_paths,
-)
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables

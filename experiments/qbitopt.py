@@ -11,7 +11,7 @@ Writes policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 from absl import flags
 
 from experiments import common, search_flags
-from fliqs_jax.searchers.runs.bit_search import QBitOptSettings, search_bits
+from fliqs_jax.runs.bit_search import QBitOptSettings, search_bits
 
 FLAGS = flags.FLAGS
 

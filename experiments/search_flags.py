@@ -15,7 +15,7 @@ import fliqs_jax as fq
 from experiments import common, cost_flags
 from fliqs_jax import costs
 from fliqs_jax.data import Dataset, augment, default_augmentation
-from fliqs_jax.searchers.runs.bit_search import QBitOptSettings
+from fliqs_jax.runs.bit_search import QBitOptSettings
 from fliqs_jax.site_patterns import match_paths
 from fliqs_jax.train.classifier import Augment, image_sites
 

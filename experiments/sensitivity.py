@@ -22,7 +22,7 @@ import fliqs_jax as fq
 from experiments import common, cost_flags, fliqs, search_flags
 from experiments.trained_network import load_float
 from fliqs_jax.data import Dataset
-from fliqs_jax.searchers.runs.post_training import (
+from fliqs_jax.runs.post_training import (
     ALLOCATIONS,
     AllocationSettings,
     allocate_formats,

@@ -34,12 +34,12 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.observers import OBSERVERS
+from fliqs_jax.runs.results import describe_sites
+from fliqs_jax.runs.simq_results import write_search
 from fliqs_jax.searchers import simq_nas
 from fliqs_jax.searchers.joint.front import Selection, check_reachable
 from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.static_calibration import PtqSettings
-from fliqs_jax.searchers.runs.results import describe_sites
-from fliqs_jax.searchers.runs.simq_results import write_search
 from fliqs_jax.searchers.sensitivities.fisher import check_estimable
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.searchers.sensitivities.table import MEASURES

@@ -11,7 +11,7 @@ from absl import flags
 from experiments import common, search_flags, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
-from fliqs_jax.searchers.runs.supernet_training import (
+from fliqs_jax.runs.supernet_training import (
     SupernetSettings,
     load_supernet,
     train_supernet,

@@ -10,13 +10,13 @@ from fliqs_jax.models import create_model, model_names
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers import fake_quantize
+from fliqs_jax.runs.bit_search import QBitOptSettings, search_bits
+from fliqs_jax.runs.format_search import search_formats
+from fliqs_jax.runs.network import Network, load_network
+from fliqs_jax.runs.results import SearchResult
+from fliqs_jax.runs.search_run import OptimizerSettings
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
-from fliqs_jax.searchers.runs.bit_search import QBitOptSettings, search_bits
-from fliqs_jax.searchers.runs.format_search import search_formats
-from fliqs_jax.searchers.runs.network import Network, load_network
-from fliqs_jax.searchers.runs.results import SearchResult
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.site_types import register_site_type
 from fliqs_jax.sites import Site, find_sites
 from fliqs_jax.train.job import JobSettings

@@ -17,9 +17,9 @@ from absl import app, flags
 
 from fliqs_jax.models import cells
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.cells.architecture import Architecture
 from fliqs_jax.searchers.dca_nas import DcaNas
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier
 

@@ -19,9 +19,9 @@ from fliqs_jax.costs import cost_table, site_bops
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs.search_run import OptimizerSettings
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier, image_sites
 

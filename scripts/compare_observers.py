@@ -15,10 +15,10 @@ import numpy as np
 import fliqs_jax as fq
 from fliqs_jax.models.supernets import create_supernet
 from fliqs_jax.quantizers.observers import OBSERVERS
+from fliqs_jax.runs.supernet_training import load_supernet
 from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.static_calibration import PtqSettings
 from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
-from fliqs_jax.searchers.runs.supernet_training import load_supernet
 from fliqs_jax.train.workdir import read_json
 
 _PAIRS = (

@@ -11,7 +11,7 @@ from launching import launch
 
 import fliqs_jax as fq
 from experiments import evaluate, fliqs
-from fliqs_jax.searchers.runs import search_run
+from fliqs_jax.runs import search_run
 from fliqs_jax.train.checkpoints import restore_tree
 
 SMALL = (

@@ -15,8 +15,8 @@ from launching import launch
 
 import fliqs_jax as fq
 from experiments import common, evaluate, simq_nas
+from fliqs_jax.runs import supernet_training
 from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
-from fliqs_jax.searchers.runs import supernet_training
 
 TINY = (
     "--dataset=digits",

@@ -18,9 +18,9 @@ from fliqs_jax.data import batches, load_dataset
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs.bit_search import damping_schedule
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
-from fliqs_jax.searchers.runs.bit_search import damping_schedule
 from fliqs_jax.searchers.sensitivities.hutchinson import fisher_traces, hessian_traces
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import mapping

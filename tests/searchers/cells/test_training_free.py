@@ -8,6 +8,12 @@ import pytest
 from fliqs_jax.data import load_dataset
 from fliqs_jax.models import cells
 from fliqs_jax.models.cells import NASBENCH201
+from fliqs_jax.runs.scored_search import (
+    predicted_ranks,
+    ranks_within,
+    score_some,
+    search_cell_by_scores,
+)
 from fliqs_jax.searchers.cells.baselines import cells_within
 from fliqs_jax.searchers.cells.limits import Limit
 from fliqs_jax.searchers.cells.training_free import (
@@ -15,12 +21,6 @@ from fliqs_jax.searchers.cells.training_free import (
     jacobian_covariance,
     mean_ranks,
     zico,
-)
-from fliqs_jax.searchers.runs.scored_search import (
-    predicted_ranks,
-    ranks_within,
-    score_some,
-    search_cell_by_scores,
 )
 
 PARAMETERS = cells.nasbench201_network_counts().cost("parameters")

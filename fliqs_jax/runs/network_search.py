@@ -17,16 +17,16 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SupernetRecord, architecture_record
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs import results, run_folder
+from fliqs_jax.runs.found_network import FoundNetwork, write_network_results
+from fliqs_jax.runs.network import save_network
+from fliqs_jax.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
 from fliqs_jax.searchers.in_training.settings import FLIQNAS, FliqsSettings
 from fliqs_jax.searchers.joint.budget import joint_extremes
 from fliqs_jax.searchers.joint.cost import JointCost
 from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.subnetwork_classifier import SubnetworkClassifier
-from fliqs_jax.searchers.runs import results, run_folder
-from fliqs_jax.searchers.runs.found_network import FoundNetwork, write_network_results
-from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.job import JobSettings, run_job

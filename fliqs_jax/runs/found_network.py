@@ -20,10 +20,10 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models import supernets
 from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs import results
 from fliqs_jax.searchers.fliqnas import Fliqnas
 from fliqs_jax.searchers.in_training.one_shot import SearchState
 from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
-from fliqs_jax.searchers.runs import results
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import Site
 from fliqs_jax.train.classifier import Classifier

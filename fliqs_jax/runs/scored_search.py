@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from fliqs_jax.models.cells import NASBENCH201, CellCost
+from fliqs_jax.runs.cell_search import FoundCell
 from fliqs_jax.searchers.cells.baselines import cells_within, oracle
 from fliqs_jax.searchers.cells.expected_accuracy import Grid
 from fliqs_jax.searchers.cells.limits import Limit
@@ -26,7 +27,6 @@ from fliqs_jax.searchers.cells.training_free import SCORES, mean_ranks
 from fliqs_jax.searchers.multi_objective.decisions import Decisions
 from fliqs_jax.searchers.multi_objective.log import SearchLog
 from fliqs_jax.searchers.multi_objective.predictors import fit_predictor, one_hot
-from fliqs_jax.searchers.runs.cell_search import FoundCell
 from fliqs_jax.train.journal import Timer
 
 Scorer = Callable[[Int[np.ndarray, "N D"]], Float[np.ndarray, "N M"]]

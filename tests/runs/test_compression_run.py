@@ -17,6 +17,11 @@ from fliqs_jax.deploy import load_codebooks
 from fliqs_jax.models import create_model
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.codebook import decode_params
+from fliqs_jax.runs.compression_run import (
+    CompressionSettings,
+    compress_network,
+    weight_paths,
+)
 from fliqs_jax.searchers.compression.lagrangian import (
     compress,
     decode,
@@ -30,11 +35,6 @@ from fliqs_jax.searchers.compression.schedule import VARIANTS, LSteps
 from fliqs_jax.searchers.compression.sizes import choose_sizes, size_bits
 from fliqs_jax.searchers.learning_compression import (
     LearningCompression,
-)
-from fliqs_jax.searchers.runs.compression_run import (
-    CompressionSettings,
-    compress_network,
-    weight_paths,
 )
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import find_sites

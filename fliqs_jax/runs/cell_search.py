@@ -24,6 +24,7 @@ from fliqs_jax.models.cells import (
     nasbench201_index,
 )
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.cells.architecture import (
     Architecture,
     ArchitectureSettings,
@@ -39,7 +40,6 @@ from fliqs_jax.searchers.cells.look_up_graph import (
 from fliqs_jax.searchers.cells.repair import Repair, check_limits
 from fliqs_jax.searchers.cells.stage_formats import StageFormats
 from fliqs_jax.searchers.dca_nas import DcaNas, architecture_progress
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
 from fliqs_jax.train.classifier import Augment, Classifier, image_sites
 from fliqs_jax.train.job import JobSettings, run_job
 from fliqs_jax.train.journal import Timer

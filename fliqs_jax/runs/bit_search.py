@@ -18,10 +18,10 @@ from fliqs_jax.costs import SiteCost, check_target, cost_table, site_bops
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs.results import SearchResult
+from fliqs_jax.runs.search_run import OptimizerSettings, run_search
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
-from fliqs_jax.searchers.runs.results import SearchResult
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings, run_search
 from fliqs_jax.train.classifier import Augment, Classifier
 from fliqs_jax.train.job import JobSettings
 from fliqs_jax.train.optimizers import cosine_schedule

@@ -16,9 +16,9 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.report import sites_table, write_front_plot, write_front_report
 from fliqs_jax.report.reading import read_run
+from fliqs_jax.runs import extracted_point
+from fliqs_jax.runs.results import versions
 from fliqs_jax.searchers.joint import front
-from fliqs_jax.searchers.runs import extracted_point
-from fliqs_jax.searchers.runs.results import versions
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.searchers.simq_nas import FoundFront, SimqSettings, front_summary
 from fliqs_jax.train import processes

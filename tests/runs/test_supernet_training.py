@@ -8,7 +8,7 @@ import pytest
 from small_supernets import perceptron_supernet
 
 import fliqs_jax as fq
-from fliqs_jax.searchers.runs.supernet_training import (
+from fliqs_jax.runs.supernet_training import (
     SupernetSettings,
     SupernetTrainer,
     supernet_loss,

@@ -32,9 +32,9 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
-from fliqs_jax.searchers.runs import results, run_folder
-from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.search_run import OptimizerSettings
+from fliqs_jax.runs import results, run_folder
+from fliqs_jax.runs.network import save_network
+from fliqs_jax.runs.search_run import OptimizerSettings
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Augment, Classifier

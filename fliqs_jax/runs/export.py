@@ -26,8 +26,8 @@ from fliqs_jax.formats import parse_format, stack_formats
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model.static_weights import stored_static_weights
 from fliqs_jax.quantized_model.weights import StoredWeight, stored_weights
-from fliqs_jax.searchers.runs.network import CODEBOOK_FILE, Network
-from fliqs_jax.searchers.runs.results import versions
+from fliqs_jax.runs.network import CODEBOOK_FILE, Network
+from fliqs_jax.runs.results import versions
 from fliqs_jax.train.workdir import write_json
 
 PROGRAM, WEIGHTS, MANIFEST = "network.jax_export", "weights.safetensors", "export.json"

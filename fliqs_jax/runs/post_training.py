@@ -36,13 +36,13 @@ from fliqs_jax.data import Dataset, batches
 from fliqs_jax.files import replace_text
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import sensitivity_table, write_sensitivity_plot
+from fliqs_jax.runs import results, run_folder
+from fliqs_jax.runs.network import save_network
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import (
     calibrated_formats,
     unsigned_inputs,
 )
-from fliqs_jax.searchers.runs import results, run_folder
-from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.searchers.sensitivities.fisher import check_estimable
 from fliqs_jax.searchers.sensitivities.meter import (
     TrainedState,

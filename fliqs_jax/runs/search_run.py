@@ -17,9 +17,9 @@ from jaxtyping import Array, Int, PyTree
 from fliqs_jax.costs import CostTable, make_site_storage, policy_cost
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy, SiteFormats
+from fliqs_jax.runs import results, run_folder
+from fliqs_jax.runs.network import save_network
 from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.runs import results, run_folder
-from fliqs_jax.searchers.runs.network import save_network
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.job import JobSettings, Searcher, run_job

@@ -25,6 +25,8 @@ from fliqs_jax.deploy import codebook_bits, compression_ratio, save_codebooks
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import compression_table, write_compression_report
+from fliqs_jax.runs import results, run_folder
+from fliqs_jax.runs.network import CODEBOOK_FILE, save_network
 from fliqs_jax.searchers.compression.history import MEASURES
 from fliqs_jax.searchers.compression.rules import (
     CompressionRule,
@@ -39,8 +41,6 @@ from fliqs_jax.searchers.learning_compression import (
     LearningCompression,
     Measure,
 )
-from fliqs_jax.searchers.runs import results, run_folder
-from fliqs_jax.searchers.runs.network import CODEBOOK_FILE, save_network
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.sites import Site
 from fliqs_jax.train import processes

@@ -17,11 +17,11 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import extract, subnetwork_sites
 from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs.network import save_network
+from fliqs_jax.runs.results import describe_sites, versions
+from fliqs_jax.runs.run_folder import describe_network
 from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
-from fliqs_jax.searchers.runs.network import save_network
-from fliqs_jax.searchers.runs.results import describe_sites, versions
-from fliqs_jax.searchers.runs.run_folder import describe_network
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier

@@ -17,17 +17,17 @@ from fliqs_jax.deploy.weight_file import load_weights
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantized_model.static_weights import quantize_weights_by
 from fliqs_jax.quantizers.observers import OBSERVERS
+from fliqs_jax.runs.export import (
+    export_network,
+    load_program,
+    loaded_weights,
+)
+from fliqs_jax.runs.network import Network
 from fliqs_jax.searchers.joint.static_calibration import (
     InputSamples,
     PtqSettings,
     static_input_formats,
 )
-from fliqs_jax.searchers.runs.export import (
-    export_network,
-    load_program,
-    loaded_weights,
-)
-from fliqs_jax.searchers.runs.network import Network
 from fliqs_jax.train.classifier import Classifier, image_sites
 
 SHAPE = (8, 8, 3)

@@ -1,1 +1,0 @@
-"""Runs: from plain objects to a finished workdir, a file for each kind of search."""
