@@ -88,10 +88,23 @@ class CompressionSettings:
             growth=self.mu_growth,
         )
 
-    def make_optimizer(self) -> optax.GradientTransformation:
-        """Returns the optimizer at a learning rate of 1."""
-        return make_optimizer(
-            self.optimizer, optax.constant_schedule(1.0), weight_decay=self.weight_decay
+    def make_searcher(self, steps: int, **given: Any) -> LearningCompression:
+        """Returns the method for a run of so many steps; `given` are other fields."""
+        return LearningCompression(
+            l_steps=self.l_steps(steps),
+            # At a learning rate of 1: the searcher multiplies by its own.
+            optimizer=make_optimizer(
+                self.optimizer,
+                optax.constant_schedule(1.0),
+                weight_decay=self.weight_decay,
+            ),
+            learning_rate=lambda number: (
+                self.learning_rate * self.learning_rate_decay**number
+            ),
+            variant=VARIANTS[self.method],
+            tolerance=self.tolerance,
+            label_smoothing=self.label_smoothing,
+            **given,
         )
 
 
@@ -156,7 +169,7 @@ def compress_network(
     mesh = make_mesh()
     say = processes.spoken_once(say)
     check_batch_size(job.batch_size, mesh)
-    l_steps = settings.l_steps(job.steps)
+    settings.l_steps(job.steps)  # refuses too few steps
     sites = image_sites(model, dataset.train.image_shape)
     classifier = Classifier.of(QuantizedModel(model, sites=sites), dataset, augment)
     image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), np.uint8)
@@ -186,17 +199,10 @@ def compress_network(
         if size_budget is not None:
             scopes = choose_sizes(reference.params, scopes, size_budget * floats)
         measure = make_measure(classifier, dataset, job, mesh)
-        searcher = LearningCompression(
+        searcher = settings.make_searcher(
+            job.steps,
             classifier=classifier,
             scopes=scopes,
-            l_steps=l_steps,
-            optimizer=settings.make_optimizer(),
-            learning_rate=lambda number: (
-                settings.learning_rate * settings.learning_rate_decay**number
-            ),
-            variant=VARIANTS[settings.method],
-            tolerance=settings.tolerance,
-            label_smoothing=settings.label_smoothing,
             variables=reference.variables,
             measure=measure,
         )
@@ -209,7 +215,6 @@ def compress_network(
         result = evaluator.test(state, None)
         policy = Policy.uniform(sites, "fp32")
         save_network(folder, state, policy.formats(sites), classifier)
-        target = None if size_budget is None else size_budget * floats
         summary = {
             "accuracy": result["accuracy"],
             "loss": result["loss"],
@@ -217,7 +222,7 @@ def compress_network(
             "reference_loss": before["loss"],
             "train_loss": float(state.best.loss),
             "reference_train_loss": measure(reference)["train_loss"],
-            "cost_target": target,
+            "cost_target": None if size_budget is None else size_budget * floats,
             "cost_of_reference": floats,
             "steps": job.steps,
             "seed": job.seed,
@@ -229,18 +234,7 @@ def compress_network(
             "versions": results.versions(),
         }
 
-        def write() -> None:
-            policy.save(folder / "policy.json")
-            sizes = _write_weights(folder, searcher, state)
-            ratio = None if target is None else sizes["cost"] / target
-            write_json(
-                folder / "summary.json", {**summary, **sizes, "cost_ratio": ratio}
-            )
-            report = write_compression_report(folder)
-            say(compression_table(folder))
-            say(f"report: {report}")
-
-        processes.on_main(write)
+        processes.on_main(lambda: _write(folder, policy, searcher, state, summary, say))
         return results.finished_result(folder)
 
 
@@ -306,6 +300,18 @@ def _counts(params: PyTree, scopes: Sequence[Scope]) -> list[int]:
 
 def _float_bits(params: PyTree, scopes: Sequence[Scope], reference: str) -> int:
     return storage_bits(reference) * sum(_counts(params, scopes))
+
+
+def _write(folder, policy, searcher, state, summary, say) -> None:
+    """Writes the result files; the summary makes the run a finished one."""
+    policy.save(folder / "policy.json")
+    sizes = _write_weights(folder, searcher, state)
+    target = summary["cost_target"]
+    ratio = None if target is None else sizes["cost"] / target
+    write_json(folder / "summary.json", {**summary, **sizes, "cost_ratio": ratio})
+    report = write_compression_report(folder)
+    say(compression_table(folder))
+    say(f"report: {report}")
 
 
 def _write_weights(

@@ -95,31 +95,18 @@ def search_network(
     reference = costs.reference(cost_reference)
     searching = bool((fixed < 0).any())
     if searching:
-        least, most = joint_extremes(costs, allowed_options(costs, fixed))
-        check_fraction(
-            cost_target,
-            f"the full network in uniform {cost_reference}",
-            unit=reference,
-            least=least,
-            most=most,
-            num_decisions=int((fixed < 0).sum()),
-        )
+        _check_target(costs, fixed, cost_target, cost_reference)
     phases = settings.make_phases(job.steps, searching=searching)
     target = cost_target * reference
+    quantized = QuantizedModel(
+        space.net.model,
+        sites=space.net.sites,
+        per_channel=settings.per_channel,
+        clip_gradient=settings.clip_gradient,
+    )
+    classifier = Classifier.of(quantized, dataset, augment)
     searcher = Fliqnas(
-        classifier=SubnetworkClassifier(
-            Classifier.of(
-                QuantizedModel(
-                    space.net.model,
-                    sites=space.net.sites,
-                    per_channel=settings.per_channel,
-                    clip_gradient=settings.clip_gradient,
-                ),
-                dataset,
-                augment,
-            ),
-            space.net,
-        ),
+        classifier=SubnetworkClassifier(classifier, space.net),
         costs=costs,
         target=target,
         controller=settings.recipe(costs, target, phases),
@@ -177,6 +164,20 @@ def search_network(
             lambda: write_network_results(folder, found, record, summary, say)
         )
         return results.finished_result(folder)
+
+
+def _check_target(
+    costs: JointCost, fixed: Int[np.ndarray, "L"], cost_target: float, reference: str
+) -> None:
+    least, most = joint_extremes(costs, allowed_options(costs, fixed))
+    check_fraction(
+        cost_target,
+        f"the full network in uniform {reference}",
+        unit=costs.reference(reference),
+        least=least,
+        most=most,
+        num_decisions=int((fixed < 0).sum()),
+    )
 
 
 def _fixed(

@@ -6,7 +6,7 @@ The search itself is in `simq_nas`; every point taken is a finished run of its o
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -94,22 +94,9 @@ def write_search(
         "supernet": network["supernet"],
         "dataset": dataset.name,
         **front_summary(found),
+        **_compared(found),
         "population": settings.population,
-        "prices_searched": [
-            front.UNITS[name][0] for name in found.result.objectives[1:]
-        ],
         "accuracy_reference": selection.reference,
-        "front": _described(found.points),
-        "full_network": {n: front.describe_point(p) for n, p in found.full.items()},
-        "subnetworks": {n: _described(p) for n, p in found.subnetworks.items()},
-        "dominated": {
-            name: [
-                front.count_dominated(found.points, p, found.result.objectives[1:]),
-                len(p),
-            ]
-            for name, p in found.subnetworks.items()
-        },
-        "fold_reductions": _reductions(found),
         "point": None,
         "steps": training["steps"],
         "seconds": training["seconds"] + sum(found.seconds.values()),
@@ -126,8 +113,8 @@ def write_search(
     except ValueError:
         _write(folder, summary)
         raise
-    point = found.points[index]
-    say(f"took point {index} of front.csv: {_selection_words(selection, found, index)}")
+    point, why = found.points[index], _selection_words(selection, found, index)
+    say(f"took point {index} of front.csv: {why}")
     name = f"points/{extracted_point.point_name(point.vector)}"
     taken = extracted_point.save_point(
         folder / name,
@@ -141,45 +128,67 @@ def write_search(
         network=network,
         config=config,
     )
-    accuracy, source = taken["accuracy"], "quantized after training, no retraining"
-    chosen = name
-    if finetune is not None:
-        model, own = extracted_point.small_network(found.space, state, point.vector)
-        small = SmallNetwork(
-            model=model,
-            variables=own.variables,
-            policy=found.space.policy(point.vector),
-            network=extracted_point.extracted_network(
-                found.space, point.vector, dataset, network
-            ),
-        )
-        chosen, result = finetune(small, name)
-        accuracy = result["accuracy"]
-        source = f"fine-tuned for {result['steps']} steps at its formats"
-        summary["seconds"] += result["seconds"]
-        summary["finetune_steps"] = result["steps"]
     target = selection.limits.get(cost)
     summary |= {
-        "accuracy": accuracy,
-        "accuracy_source": f"test set, {source}",
+        "accuracy": taken["accuracy"],
         "accuracy_quantized": taken["accuracy"],
         "cost": point.prices[cost],
         "cost_target": target,
         "cost_ratio": None if target is None else point.prices[cost] / target,
         "point": index,
-        "selection": _selection_words(selection, found, index),
+        "selection": why,
         "architecture": front.architecture_words(found.space, point.vector),
-        "chosen": chosen,
+        "chosen": name,
         **facts,
     }
+    source = "quantized after training, no retraining"
+    if finetune is not None:
+        small = _small_network(found.space, state, point.vector, dataset, network)
+        summary["chosen"], result = finetune(small, name)
+        summary["accuracy"] = result["accuracy"]
+        summary["seconds"] += result["seconds"]
+        summary["finetune_steps"] = result["steps"]
+        source = f"fine-tuned for {result['steps']} steps at its formats"
+    summary["accuracy_source"] = f"test set, {source}"
     policy = found.space.policy(point.vector)
     processes.on_main(lambda: policy.save(folder / "policy.json"))
     _write(folder, summary)
     run = processes.on_main(lambda: read_run(folder / name))
     say(sites_table(run.config.sites, run.policy))
-    say(f"test accuracy {accuracy:.2%} ({source}), in {folder / chosen}")
+    chosen = folder / summary["chosen"]
+    say(f"test accuracy {summary['accuracy']:.2%} ({source}), in {chosen}")
     say(f"report: {folder / 'report.html'}")
     return summary
+
+
+def _compared(found: FoundFront) -> dict[str, Any]:
+    """Returns the front's points, and how they stand beside uniform formats."""
+    objectives = found.result.objectives[1:]
+
+    def described(points):
+        return [front.describe_point(point) for point in points]
+
+    return {
+        "prices_searched": [front.UNITS[name][0] for name in objectives],
+        "front": described(found.points),
+        "full_network": {n: front.describe_point(p) for n, p in found.full.items()},
+        "subnetworks": {n: described(p) for n, p in found.subnetworks.items()},
+        "dominated": {
+            name: [front.count_dominated(found.points, p, objectives), len(p)]
+            for name, p in found.subnetworks.items()
+        },
+        "fold_reductions": _reductions(found),
+    }
+
+
+def _small_network(space, state, vector, dataset, network) -> SmallNetwork:
+    model, own = extracted_point.small_network(space, state, vector)
+    return SmallNetwork(
+        model=model,
+        variables=own.variables,
+        policy=space.policy(vector),
+        network=extracted_point.extracted_network(space, vector, dataset, network),
+    )
 
 
 def _write(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
@@ -189,10 +198,6 @@ def _write(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
         write_front_report(folder)
 
     processes.on_main(write)
-
-
-def _described(points: Sequence) -> list[dict[str, Any]]:
-    return [front.describe_point(point) for point in points]
 
 
 def _reductions(found: FoundFront) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from nnx_factories import digits_classifier
 
@@ -173,7 +174,7 @@ def make_searcher(digits, reference, variant):
         classifier=classifier,
         scopes=find_scopes(reference.params, RULES),
         l_steps=LSteps(ends=(2, 4), mu=0.5, growth=2.0),
-        optimizer=SETTINGS.make_optimizer(),
+        optimizer=optax.sgd(1.0, momentum=0.9),
         learning_rate=lambda number: 0.02 * 0.5**number,
         variant=VARIANTS[variant],
         variables=reference.variables,
