@@ -6,8 +6,9 @@
 The cheap baseline beside a search: measure what each format costs each layer alone,
 then spend the budget where it saves most. Without --init_from it first trains the float
 network, in WORKDIR/float. Run again with the same workdir to resume. Writes
-sensitivity.csv, sensitivity.png, policy.json, summary.json and report.html. The policy
-is applied as it is; experiments.fliqs --policy=WORKDIR/policy.json trains at it.
+sensitivity.csv, sensitivity.png, policy.json, summary.json and report.html, and in
+trade_off/ the policies of other budgets, cheap to dear. The policy is applied as it is;
+experiments.fliqs --policy=WORKDIR/policy.json trains at it.
 
 Takes the flags of experiments.fliqs; those of its controller have no effect.
 """
@@ -38,6 +39,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("measure", "loss", [*MEASURES], "What a format costs a layer.")
 flags.DEFINE_enum("allocation", "milp", [*ALLOCATIONS], "How the budget is spent.")
 flags.DEFINE_integer("batches", 4, "Training batches to calibrate and measure on.")
+flags.DEFINE_integer("trade_off", 6, "Further budgets to find formats for.")
 flags.DEFINE_bool("monotone", True, "A wider format counts as no worse.")
 
 

@@ -101,6 +101,13 @@ def draw_accuracy_cost(run: Run) -> "matplotlib.figure.Figure":
             label="one format everywhere, same final weights",
         )  # fmt: skip
     fraction = cost_fraction(run, summary.cost_ratio)
+    others = _other_budgets(run)
+    if others:
+        line = sorted([*others, (fraction, 100 * summary.accuracy)])
+        axes.plot(
+            *zip(*line, strict=True), color=style.ORANGE, linewidth=1, marker="o",
+            markersize=4, label="chosen for other budgets, same weights", zorder=3,
+        )  # fmt: skip
     axes.plot(
         [fraction], [100 * summary.accuracy], color=style.ORANGE, marker="*",
         markersize=15, linestyle="none", label="this run's policy", zorder=4,
@@ -113,7 +120,7 @@ def draw_accuracy_cost(run: Run) -> "matplotlib.figure.Figure":
         label="target",
     )
     axes.set_xscale("log")
-    values = [fraction, config.cost_target, *(x for x, *_ in points)]
+    values = [fraction, config.cost_target, *(x for x, *_ in [*points, *others])]
     axes.set_xlim(min(values) / 1.3, max(values) * 1.5)
     style.cost_ticks(axes)
     axes.margins(y=0.12)
@@ -135,6 +142,14 @@ def has_trade_off(run: Run) -> bool:
         return False
     cost = cost_fraction(run, run.summary.cost_ratio)
     return math.isfinite(run.summary.accuracy) and math.isfinite(cost) and cost > 0
+
+
+def _other_budgets(run: Run) -> list[tuple[float, float]]:
+    found = [
+        (cost_fraction(run, row.cost_ratio), 100 * row.accuracy)
+        for row in run.summary.trade_off
+    ]
+    return [(x, y) for x, y in found if x > 0 and math.isfinite(x) and math.isfinite(y)]
 
 
 def _shares(counts: list[int]) -> np.ndarray:

@@ -95,6 +95,11 @@ def trade_off_section(run: Run) -> str:
             "that this run ended with; they were not trained for that format, so a run "
             "of their own may do better. The dotted line joins the best of each cost."
         )
+    if run.summary.trade_off:
+        caption += (
+            " Small orange points are what the method chooses for other budgets; each "
+            "is a policy file in <code>trade_off/</code>, to train at or to apply."
+        )
     figure = choices.draw_accuracy_cost(run)
     plot = page.figure(figure, "cost", "Test accuracy against cost", caption)
     return page.section("trade-off", title, plot, sections.uniform_table(run))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fliqs_jax.report.records import (
+    BudgetResult,
     Formats,
     Phases,
     ProbabilityTrace,
@@ -161,6 +162,10 @@ def _summary(file: pathlib.Path) -> Summary:
                 format=row["format"], **numbers(row, "accuracy", "cost_ratio")
             )
             for row in content.get("uniform") or ()
+        ),
+        trade_off=tuple(
+            BudgetResult(policy=row["policy"], **numbers(row, "accuracy", "cost_ratio"))
+            for row in content.get("trade_off") or ()
         ),
     )
 

@@ -61,6 +61,15 @@ class UniformResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BudgetResult:
+    """What the same method found for another budget, from the same weights."""
+
+    policy: str  # its file in the workdir
+    accuracy: float  # 0 to 1
+    cost_ratio: float  # cost / target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
     """How the run ended. NaN or None stands for what was not recorded."""
 
@@ -73,6 +82,7 @@ class Summary:
     seed: int | None
     versions: Mapping[str, str]
     uniform: tuple[UniformResult, ...]
+    trade_off: tuple[BudgetResult, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

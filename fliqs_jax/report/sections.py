@@ -104,12 +104,14 @@ def uniform_table(run: Run) -> str:
     if not run.summary.uniform:
         return '<p class="note">Uniform policies were not measured in this run.</p>'
     own = run.summary
-    measured = [(row.cost_ratio, row.accuracy, row.format) for row in own.uniform]
-    measured.append((own.cost_ratio, own.accuracy, ""))
+    mine = "this run’s policy"
+    measured = [(r.cost_ratio, r.accuracy, f"uniform {r.format}") for r in own.uniform]
+    measured += [(r.cost_ratio, r.accuracy, r.policy) for r in own.trade_off]
+    measured.append((own.cost_ratio, own.accuracy, mine))
     measured.sort(key=lambda row: row[0])
     rows = [
         (
-            escape(f"uniform {name}" if name else "this run’s policy"),
+            escape(name),
             words.percent(accuracy),
             f"{words.cost_fraction(run, ratio):.3f}",
             words.budget_verdict(ratio),
@@ -123,7 +125,7 @@ def uniform_table(run: Run) -> str:
         f"cost (uniform {reference}: 1)": "number",
         "budget": "",
     }
-    own_row = [name for *_, name in measured].index("")
+    own_row = [name for *_, name in measured].index(mine)
     return page.table(columns, rows, marked=own_row)
 
 

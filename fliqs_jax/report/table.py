@@ -96,11 +96,11 @@ def comparison_table(run: Run) -> str:
     if run.summary is None:
         return ""
     own = run.summary
-    rows = [(row.cost_ratio, row.format, row.accuracy) for row in own.uniform]
-    rows.append((own.cost_ratio, "", own.accuracy))
+    rows = [(r.cost_ratio, f"  uniform {r.format}", r.accuracy) for r in own.uniform]
+    rows += [(r.cost_ratio, f"  {r.policy}", r.accuracy) for r in own.trade_off]
+    rows.append((own.cost_ratio, "> this run's policy", own.accuracy))
     lines = [f"{'formats':<26}{'accuracy':>10}{'cost':>9}  against the target"]
-    for ratio, name, accuracy in sorted(rows, key=lambda row: -_or_zero(row[0])):
-        label = f"  uniform {name}" if name else "> this run's policy"
+    for ratio, label, accuracy in sorted(rows, key=lambda row: -_or_zero(row[0])):
         fraction = cost_fraction(run, ratio)
         cost = "-" if math.isnan(fraction) else f"{fraction:.3f}"
         shown = "-" if math.isnan(accuracy) else percent(accuracy)
@@ -108,6 +108,8 @@ def comparison_table(run: Run) -> str:
     lines.append(f"cost: 1 is uniform {run.config.cost_reference}")
     if own.uniform:
         lines.append("uniform: the same final weights with one format everywhere")
+    if own.trade_off:
+        lines.append("trade_off: the same weights at the best formats of other budgets")
     return "\n".join(lines)
 
 

@@ -34,12 +34,14 @@ from fliqs_jax.costs import (
 )
 from fliqs_jax.data import Dataset, batches
 from fliqs_jax.files import replace_text
+from fliqs_jax.policy import Policy, SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.report import sensitivity_table, write_sensitivity_plot
 from fliqs_jax.runs import results, run_folder
 from fliqs_jax.runs.network import save_network
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import (
+    Calibration,
     calibrated_formats,
     unsigned_inputs,
 )
@@ -64,11 +66,37 @@ class AllocationSettings:
     allocation: str = "milp"
     batches: int = 4  # of training images, to calibrate and to measure on
     monotone: bool = True  # a wider format counts as no worse than a narrower one
+    trade_off: int = 6  # further budgets, from cheap to dear, to find formats for
 
     def __post_init__(self):
         check_one_of(MEASURES, measure=self.measure)
         check_one_of(ALLOCATIONS, allocation=self.allocation)
         check_at_least(1, batches=self.batches)
+        check_at_least(0, trade_off=self.trade_off)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _CalibratedNetwork:
+    """A float network that runs at any formats of its space."""
+
+    state: TrainedState
+    space: SearchSpace
+    calibration: Calibration
+    evaluator: Evaluator
+
+    def at(self, options: Int[np.ndarray, "L"]) -> tuple[TrainedState, SiteFormats]:
+        """Returns the state, with batch statistics for the formats, and the formats."""
+        formats = calibrated_formats(self.calibration, self.space, jnp.asarray(options))
+        return self.evaluator.recalibrated(self.state, formats), formats
+
+    def accuracy(self, options: Int[np.ndarray, "L"]) -> float:
+        """Returns the accuracy on the test split."""
+        return self.evaluator.test(*self.at(options))["accuracy"]
+
+    def policy(self, options: Int[np.ndarray, "L"]) -> Policy:
+        """Returns the policy as run: inputs that are never negative are unsigned."""
+        nonnegative = np.asarray(self.calibration.nonnegative)
+        return unsigned_inputs(self.space.policy(options), nonnegative)
 
 
 def allocate_formats(
@@ -161,21 +189,20 @@ def allocate_formats(
         _write_sensitivities(folder, values, options, space, settings.measure, say)
         seconds = calibrating + measuring + time.monotonic() - start
 
-        evaluator = Evaluator(classifier, dataset, batch_size=batch_size)
-
-        def applied(options):
-            """Returns formats of options, the state for them, and its test results."""
-            formats = calibrated_formats(calibration, space, jnp.asarray(options))
-            fresh = evaluator.recalibrated(state, formats)
-            return formats, fresh, evaluator.test(fresh, formats)
-
-        formats, fresh, result = applied(options)
+        network = _CalibratedNetwork(
+            state=state,
+            space=space,
+            calibration=calibration,
+            evaluator=Evaluator(classifier, dataset, batch_size=batch_size),
+        )
+        fresh, formats = network.at(options)
+        result = network.evaluator.test(fresh, formats)
         save_network(folder, fresh, formats, classifier)
         plain = isolated_formats(calibration, space, -1, 0)
         summary = {
             "accuracy": result["accuracy"],
             "loss": result["loss"],
-            "accuracy_before": evaluator.test(state, plain)["accuracy"],
+            "accuracy_before": network.evaluator.test(state, plain)["accuracy"],
             "cost": costs.exact_cost(options),
             "cost_target": target,
             "cost_ratio": costs.exact_cost(options) / target,
@@ -183,17 +210,14 @@ def allocate_formats(
             "steps": steps,
             "entropy": None,
             "seed": seed,
-            "uniform": results.uniform_rows(
-                space, costs, target, lambda same: applied(same)[2]["accuracy"]
-            ),
+            "uniform": results.uniform_rows(space, costs, target, network.accuracy),
+            "trade_off": _trade_off(folder, network, values, costs, target, settings),
             "allocation": allocation,
             "seconds": training_seconds + seconds,
             "seconds_measuring": seconds,
             "compile_count": meter.compile_count,
         }
-        policy = unsigned_inputs(
-            space.policy(options), np.asarray(calibration.nonnegative)
-        )
+        policy = network.policy(options)
         results.write_results(folder, policy=policy, summary=summary, say=say)
         return results.finished_result(folder)
 
@@ -212,6 +236,33 @@ def _allocated(
     least = total_value(values, allocate_exact(values, costs, budget))
     total = total_value(values, options)
     return options, {"sensitivity": total, "least_sensitivity": least}
+
+
+def _trade_off(
+    folder: pathlib.Path,
+    network: _CalibratedNetwork,
+    values: Float[np.ndarray, "L K"],
+    costs: CostTable,
+    target: float,
+    settings: AllocationSettings,
+) -> list[dict[str, Any]]:
+    """Returns what is found for other budgets, cheapest first, each policy saved."""
+    if not settings.trade_off:
+        return []
+    (folder / "trade_off").mkdir(exist_ok=True)
+    most = costs.maximum()
+    least = max(costs.minimum(), 1e-3 * most)  # of zero there are no multiples
+    found = {}  # by price, since neighbours may be the same
+    for budget in np.geomspace(least, most, settings.trade_off + 2)[1:-1]:
+        options, _ = _allocated(values, costs, budget, settings)
+        found[costs.exact_cost(options)] = options
+    rows = []
+    for number, (price, options) in enumerate(found.items()):
+        name = f"trade_off/{number}.json"
+        network.policy(options).save(folder / name)
+        row = {"policy": name, "accuracy": network.accuracy(options), "cost": price}
+        rows.append({**row, "cost_ratio": price / target})
+    return rows
 
 
 def _write_sensitivities(

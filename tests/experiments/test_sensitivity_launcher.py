@@ -77,6 +77,42 @@ def test_allocation_is_the_least_sum_of_the_csv_within_the_budget(finished):
     assert allocation["least_sensitivity"] == pytest.approx(least)
 
 
+def test_other_budgets_have_policies_that_are_worth_what_is_said(finished, capsys):
+    summary = summary_of(finished)
+    rows = summary["trade_off"]
+    assert len(rows) >= 3  # of 6 budgets, some of which find the same
+    costs = [row["cost"] for row in rows]
+    assert costs == sorted(costs) and len(set(costs)) == len(costs)
+    model = fq.create_model("lenet300")
+    sites = fq.find_sites(model, jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32))
+    assert {row["policy"] for row in rows} == {
+        f"trade_off/{file.name}" for file in (finished / "trade_off").iterdir()
+    }
+    for row in rows:
+        policy = fq.Policy.load(finished / row["policy"])
+        assert fq.bops(sites, policy) == row["cost"]
+        assert row["cost_ratio"] == row["cost"] / summary["cost_target"]
+    text = (finished / "report.html").read_text()
+    assert rows[0]["policy"] in text
+
+
+def test_no_other_budgets_where_none_are_wanted(finished, tmp_path):
+    start = f"--init_from={finished}/float"
+    launch(sensitivity, *SMALL, start, f"--workdir={tmp_path}", "--trade_off=0")
+    assert summary_of(tmp_path)["trade_off"] == []
+    assert not (tmp_path / "trade_off").exists()
+
+
+def test_a_budget_of_the_trade_off_is_found_again_as_a_target(finished, tmp_path):
+    row = summary_of(finished)["trade_off"][1]
+    target = row["cost"] / summary_of(finished)["cost_of_reference"] + 1e-9
+    start, target = f"--init_from={finished}/float", f"--cost_target={target}"
+    launch(sensitivity, *SMALL, start, target, f"--workdir={tmp_path}", "--trade_off=0")
+    again = summary_of(tmp_path)
+    assert again["cost"] == row["cost"]
+    assert again["accuracy"] == pytest.approx(row["accuracy"])
+
+
 def test_accuracy_is_that_of_the_saved_network(finished, capsys):
     launch(evaluate, f"--workdir={finished}")
     result = json.loads(capsys.readouterr().out)
@@ -173,6 +209,7 @@ def test_fisher_of_an_nnx_model_is_refused_before_training(tmp_path):
     [
         ("--cost_target=0.001", "least reachable"),
         ("--batches=0", "batches must be at least 1"),
+        ("--trade_off=-1", "trade_off must be at least 0"),
         ("--policy=int4", "leave out --policy"),
         ("--scales=absmax", "leave out --policy, --scales"),
         ("--init_from=nowhere", "no checkpoint at"),
