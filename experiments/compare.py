@@ -57,6 +57,7 @@ _OURS = {
     "seed": "use --seeds",
     "policy": "use --uniform, --random_policies, --retrain",
     "measure": "use --sensitivity",
+    "trade_off": "use --cost_targets",
     "method": "use --compression",
     "codebook_size": "use --codebook_sizes",
     "architecture": "use --fliqnas",
@@ -168,7 +169,7 @@ def methods(seed: int) -> dict[str, Method]:
         found = f"sensitivity_{measure}_untrained"
         known[found] = Method(
             launcher=sensitivity.__name__,
-            flags=(f"--measure={measure}", _FROM_FLOAT),
+            flags=(f"--measure={measure}", "--trade_off=0", _FROM_FLOAT),
         )
         known[f"sensitivity_{measure}"] = Method(
             flags=(f"--policy={{{found}}}/policy.json",)
