@@ -82,14 +82,19 @@ def define(
 def define_workdir_flags() -> None:
     """Defines what every launcher takes, those that train nothing included."""
     define("string", "workdir", None, "Folder of the run; run again to resume.")
-    define("string", "data_dir", None, "Folder of TFDS data (default: TFDS's own).")
+    define("string", "data_dir", None, "Folder of the data (default: TFDS's own).")
     define("integer", "batch_size", 128, "Examples a step, over all devices.")
 
 
 def define_common_flags() -> None:
     """Defines the flags that DESIGN promises for every launcher that trains."""
     define_workdir_flags()
-    define("string", "dataset", "digits", "digits, or the name of a TFDS image set.")
+    define(
+        "string",
+        "dataset",
+        "digits",
+        "digits, a TFDS image set, an .npz file or a folder of images (docs/data.md).",
+    )
     define("bool", "download", False, "Download and prepare the data set if absent.")
     define("integer", "image_size", None, "Resize images to this side, in pixels.")
     define("string", "model", "resnet8", "Name of a model, or package.module:factory.")
@@ -140,6 +145,20 @@ def _define_training_flags() -> None:
     define("float", "learning_rate", 0.1, "Largest; cosine to zero after a warm-up.")
     define("float", "weight_decay", 5e-4, "On matrices and kernels, not on vectors.")
     define("float", "label_smoothing", 0.0, "In [0, 1).")
+    define(
+        "integer",
+        "crop_padding",
+        None,
+        "Most pixels that training images are shifted by (default: as is usual for the "
+        "data set; 0 for images of your own).",
+    )
+    define(
+        "bool",
+        "flip",
+        None,
+        "Mirror training images at random (default: as is usual for the data set; not "
+        "images of your own).",
+    )
     define("float", "validation_fraction", 0.1, "Share of training images held out.")
     define(
         "enum", "dtype", "float32", "Of computation.", values=["float32", "bfloat16"]

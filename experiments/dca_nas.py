@@ -50,6 +50,7 @@ from fliqs_jax.runs.cell_search import (
     search_cell_by_table,
 )
 from fliqs_jax.runs.results import versions
+from fliqs_jax.runs.run_folder import describe_data
 from fliqs_jax.runs.scored_search import search_cell_by_scores
 from fliqs_jax.searchers.cells.architecture import ArchitectureSettings
 from fliqs_jax.searchers.cells.baselines import cells_within, judged_baselines
@@ -145,9 +146,9 @@ def run() -> None:
             "--signal=training_free predicts the scores of all cells of a space, which"
             f" {space.name} has too many of: use --signal=network"
         )
-    check_scores()
     table = load_table()
     dataset = common.dataset()
+    check_scores(dataset)
     search_model = SEARCH_NETWORKS[space.name](
         num_classes=dataset.num_classes, **search_options()
     )
@@ -157,7 +158,7 @@ def run() -> None:
     limits, facts = make_limits(space, dataset, table, search_model, stages)
     config = {
         "method": "dca_nas",
-        "dataset": dataset.name,
+        **describe_data(dataset),
         "decisions": row_names(space, stages.num_stages if stages else 0),
         "options": list(space.operations),
         "stage_formats": list(FLAGS.stage_formats),
@@ -212,13 +213,13 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
         job=job,
         settings=settings,
         optimizer=search_flags.optimizer_settings(),
-        augment=search_flags.augmentation(),
+        augment=search_flags.augmentation(dataset),
         stages=stages,
         say=common.say,
     )
 
 
-def check_scores() -> None:
+def check_scores(dataset: Dataset) -> None:
     """Refuses --scores of other data, another network or seed.
 
     Raises:
@@ -231,7 +232,13 @@ def check_scores() -> None:
                 f"--scores={file}: config.json is not beside it, which tells of what"
                 " data, network and seed they are: give the file in its run's workdir"
             )
-        theirs = read_json(config)["flags"]
+        record = read_json(config)
+        theirs = record["flags"]
+        if record.get("data_fingerprint", "") != dataset.fingerprint:
+            raise ValueError(
+                f"--scores={file} are of other images under --dataset={dataset.name}:"
+                " leave them out"
+            )
         for name in SCORED_BY:
             if theirs[name] != FLAGS[name].value:
                 raise ValueError(

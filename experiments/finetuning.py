@@ -67,7 +67,7 @@ def finetune_point(
         job=dataclasses.replace(common.job_settings(), steps=steps),
         fliqs=fq.FliqsSettings(label_smoothing=FLAGS.label_smoothing),
         optimizer=optimizer,
-        augment=search_flags.augmentation(),
+        augment=search_flags.augmentation(dataset),
         policy=policy,
         variables=small.variables,
         config={

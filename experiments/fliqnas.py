@@ -64,7 +64,7 @@ def run() -> None:
     net, made_by = subnetwork_flags.supernet(dataset)
     architecture = subnetwork_flags.architecture(net, FLAGS.architecture)
     space, policy = formats_and_policy(net, architecture)
-    arguments = search_flags.search_arguments(settings, idle=idle)
+    arguments = search_flags.search_arguments(dataset, settings, idle=idle)
     arguments["config"] |= {
         "model": FLAGS.supernet,
         "network": {"supernet": FLAGS.supernet},

@@ -61,7 +61,7 @@ def train(
 ) -> None:
     """Searches, or trains at a policy, as the flags say."""
     settings = fliqs_settings()
-    arguments = search_flags.search_arguments(settings, idle=idle)
+    arguments = search_flags.search_arguments(dataset, settings, idle=idle)
     arguments["workdir"] = workdir
     search_formats(model, dataset, space, fliqs=settings, policy=policy, **arguments)
 

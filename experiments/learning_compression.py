@@ -124,7 +124,7 @@ def run() -> None:
         settings=settings,
         size_budget=FLAGS.size_budget,
         cost_reference=FLAGS.cost_reference,
-        augment=search_flags.augmentation(),
+        augment=search_flags.augmentation(dataset),
         config=config,
     )
 

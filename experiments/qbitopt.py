@@ -54,7 +54,7 @@ def run() -> None:
     space, policy = search_flags.space_and_policy(
         model, dataset, settings, separate=True
     )
-    arguments = search_flags.search_arguments(settings, idle=idle)
+    arguments = search_flags.search_arguments(dataset, settings, idle=idle)
     search_bits(model, dataset, space, qbitopt=settings, policy=policy, **arguments)
 
 

@@ -3,6 +3,7 @@
 Beside `common`, whose flags every launcher has.
 """
 
+import dataclasses
 import functools
 from collections.abc import Collection
 from typing import Any
@@ -14,7 +15,7 @@ from flax import nnx
 import fliqs_jax as fq
 from experiments import common, cost_flags
 from fliqs_jax import costs
-from fliqs_jax.data import Dataset, augment, default_augmentation
+from fliqs_jax.data import AugmentConfig, Dataset, augment, default_augmentation
 from fliqs_jax.runs.bit_search import QBitOptSettings
 from fliqs_jax.site_patterns import match_paths
 from fliqs_jax.train.classifier import Augment, image_sites
@@ -135,11 +136,15 @@ def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | Non
 
 
 def search_arguments(
-    settings: fq.FliqsSettings | QBitOptSettings, *, idle: Collection[str]
+    dataset: Dataset,
+    settings: fq.FliqsSettings | QBitOptSettings,
+    *,
+    idle: Collection[str],
 ) -> dict[str, Any]:
     """Returns what searches inside one training run take alike from the flags.
 
     Args:
+      dataset: that is trained on.
       settings: of the method.
       idle: flags that have no effect.
     """
@@ -151,17 +156,26 @@ def search_arguments(
         "cost": cost_flags.site_cost(per_channel=settings.per_channel),
         "cost_reference": FLAGS.cost_reference,
         "optimizer": optimizer_settings(),
-        "augment": augmentation(),
+        "augment": augmentation(dataset),
         "variables": variables,
         "skip_variables": FLAGS.init_skip,
         "config": {**common.run_config(idle=idle), **record},
     }
 
 
-def augmentation() -> Augment:
-    """Returns what is done to the training images of --dataset."""
-    usual = default_augmentation(FLAGS.dataset)
-    return functools.partial(augment, crop_padding=usual.crop_padding, flip=usual.flip)
+def augmentation(dataset: Dataset) -> Augment:
+    """Returns what is done to training images: as the flags say, or as is usual."""
+    usual = default_augmentation(dataset.name)
+    if dataset.fingerprint:  # nobody knows what images of one's own can bear
+        usual = AugmentConfig()
+    given = {
+        name: FLAGS[name].value
+        for name in ("crop_padding", "flip")
+        if FLAGS[name].value is not None
+    }
+    return functools.partial(
+        augment, **dataclasses.asdict(dataclasses.replace(usual, **given))
+    )
 
 
 def optimizer_settings() -> fq.OptimizerSettings:

@@ -35,6 +35,7 @@ from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.observers import OBSERVERS
 from fliqs_jax.runs.results import describe_sites
+from fliqs_jax.runs.run_folder import describe_data
 from fliqs_jax.runs.simq_results import write_search
 from fliqs_jax.searchers import simq_nas
 from fliqs_jax.searchers.joint.front import Selection, check_reachable
@@ -156,7 +157,7 @@ def run() -> None:
     net, _ = subnetwork_flags.supernet(dataset)
     spaces = joint_spaces(net, dataset, settings, selection)
     check_reachable(spaces[0], prices, selection.limits)
-    state = supernet_flags.given_supernet(net)
+    state = supernet_flags.given_supernet(net, dataset)
     shared = common.run_config(adjustable=ADJUSTABLE, idle=IDLE)
     config = {**shared, **identity(net, dataset, spaces[0], state)}
     volatile = ("session", "adjustable")
@@ -207,7 +208,7 @@ def identity(
     """
     return {
         "method": "simq_nas",
-        "dataset": dataset.name,
+        **describe_data(dataset),
         "sites": describe_sites(net.sites),
         "decisions": space.counts,
         "options": list(space.space.option_names),

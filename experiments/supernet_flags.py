@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 TRAINING = (
     "steps", "subnetworks", "sandwich", "temperature", "clip_norm", "learning_rate",
     "label_smoothing", "mapping", "steps_per_call", "log_every", "evaluate_every",
-    "checkpoint_every", "profile",
+    "checkpoint_every", "profile", "crop_padding", "flip",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def network_config() -> dict[str, Any]:
     return {"supernet": FLAGS.supernet, "options": subnetwork_flags.supernet_options()}
 
 
-def given_supernet(net: SuperNetwork) -> TrainedState | None:
+def given_supernet(net: SuperNetwork, dataset: Dataset) -> TrainedState | None:
     """Returns the super-network of --supernet_from, None if it is to be trained."""
     if FLAGS.supernet_from is None:
         return None
@@ -98,6 +98,11 @@ def given_supernet(net: SuperNetwork) -> TrainedState | None:
                 f" --{name}={there}, got --{name}={value}: its validation images would"
                 " be others; give its own"
             )
+    if config.get("data_fingerprint", "") != dataset.fingerprint:
+        raise ValueError(
+            f"--supernet_from={FLAGS.supernet_from} was trained on other images under"
+            f" --dataset={dataset.name}: its validation images would be others"
+        )
     return load_supernet(folder, net)
 
 
@@ -120,7 +125,7 @@ def trained_supernet(
             job=common.job_settings(),
             settings=supernet_settings(),
             optimizer=search_flags.optimizer_settings(),
-            augment=search_flags.augmentation(),
+            augment=search_flags.augmentation(dataset),
             variables=variables,
             skip_variables=FLAGS.init_skip,
             config={**config, "network": network, **record},

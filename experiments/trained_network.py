@@ -93,7 +93,7 @@ def train_network(
         job=dataclasses.replace(common.job_settings(), steps=steps),
         fliqs=fq.FliqsSettings(label_smoothing=FLAGS.label_smoothing),
         optimizer=optimizer,
-        augment=search_flags.augmentation(),
+        augment=search_flags.augmentation(dataset),
         policy=policy,
         config={
             "model": name or FLAGS.model,

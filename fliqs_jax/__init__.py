@@ -4,7 +4,7 @@ The names that most users need. Everything else is in the subpackages, by its fo
 """
 
 from fliqs_jax.costs import average_bits, bops, latency_s, model_bits
-from fliqs_jax.data import load_dataset
+from fliqs_jax.data import load_dataset, make_dataset
 from fliqs_jax.formats import Format, parse_format, stack_formats
 from fliqs_jax.models import create_model, model_names
 from fliqs_jax.policy import Policy, SiteFormats
@@ -44,6 +44,7 @@ __all__ = [
     "load_dataset",
     "load_network",
     "load_variables",
+    "make_dataset",
     "model_bits",
     "model_names",
     "parse_format",

@@ -67,6 +67,13 @@ def _without_scripts(block):
     return "\n".join(line for line in commands if "scripts/" not in line)
 
 
+def test_arrays_become_a_data_set_by_the_lines_of_the_page(capsys):
+    page = (ROOT / "docs" / "data.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out == "360 40 100 10\n"
+
+
 def test_linas_searches_by_the_lines_of_its_page():
     (block,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "linas.md").read_text(), re.DOTALL

@@ -9,6 +9,7 @@ from fliqs_jax.data.augmentation import (
 from fliqs_jax.data.batches import BatchSource, batches, evaluation_batches
 from fliqs_jax.data.dataset import Dataset, Split
 from fliqs_jax.data.loading import load_dataset
+from fliqs_jax.data.own_arrays import make_dataset
 from fliqs_jax.data.streaming import StreamedSplit
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "default_augmentation",
     "evaluation_batches",
     "load_dataset",
+    "make_dataset",
     "normalise",
 ]

@@ -94,6 +94,7 @@ class Dataset:
     num_classes: int
     mean: Float32[np.ndarray, "C"]  # of each channel of `train`, with 255 counted as 1
     std: Float32[np.ndarray, "C"]  # positive, same unit
+    fingerprint: str = ""  # of a set of one's own, which a name does not identify
 
 
 def channel_statistics(

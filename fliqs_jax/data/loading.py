@@ -10,13 +10,13 @@ import numpy as np
 
 from fliqs_jax.checks import check_within
 from fliqs_jax.data.cache import cached_arrays, default_cache_dir
-from fliqs_jax.data.dataset import Dataset, Examples, Split, channel_statistics
+from fliqs_jax.data.dataset import Dataset, Examples, Split
 from fliqs_jax.data.decoding import decode_all, resize_image
-from fliqs_jax.data.splitting import TEST_KEY, VALIDATION_KEY, hold_out
+from fliqs_jax.data.image_folder import ImageFolder, is_image_folder, open_folder
+from fliqs_jax.data.own_arrays import read_arrays
+from fliqs_jax.data.splitting import assemble
 from fliqs_jax.data.streaming import StreamedSplit
 from fliqs_jax.data.tfds_source import TfdsSource, open_source
-
-_TEST_FRACTION = 0.2  # of sets that come in one piece
 
 
 def load_dataset(
@@ -31,15 +31,21 @@ def load_dataset(
 ) -> Dataset:
     """Loads an image classification set as train, validation and test splits.
 
-    `digits` (1,797 images of 8x8x1 from scikit-learn) is built in; any other name is a
-    TFDS set, read without TensorFlow. The set's own `test` and `validation` splits are
-    used where they are labelled; a single one of them is the test split. What is
-    missing is held out of `train`, class by class, always the same examples: a fifth
-    for the test split, then `validation_fraction` for validation.
+    `digits` (1,797 images of 8x8x1 from scikit-learn) is built in. A name that ends in
+    .npz is a file of arrays (see `read_arrays`); a folder with a `train` folder in it
+    holds image files, a folder a class (see `open_folder`); both are looked up in
+    `data_dir`. Any other name is a TFDS set, read without TensorFlow.
+
+    The set's own `test` and `validation` splits are used where they are labelled; a
+    single one of them is the test split. What is missing is held out of `train`, class
+    by class, always the same examples: a fifth for the test split, then
+    `validation_fraction` for validation.
 
     Args:
-      name: `digits`, a TFDS name, or a prepared folder's name in `data_dir`.
-      data_dir: folder of prepared TFDS sets; None is TFDS's default.
+      name: `digits`, an .npz file, a folder of images, a TFDS name, or a prepared TFDS
+        folder's name in `data_dir`.
+      data_dir: folder of prepared TFDS sets, or of your own; None is TFDS's default,
+        and the present folder for your own.
       validation_fraction: share of `train` held out where the set has no validation
         split of its own, in [0, 1); 0 leaves validation empty.
       cache_dir: where decoded images are kept; None is the user's cache folder.
@@ -66,26 +72,39 @@ def load_dataset(
     check_within("[0, 1)", validation_fraction=validation_fraction)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    own, fingerprint = pathlib.Path(data_dir or "", name), ""
+    if own.suffix == ".npz":
+        return read_arrays(
+            own,
+            name=name,
+            validation_fraction=validation_fraction,
+            image_size=image_size,
+        )
     if name == "digits":
         parts, num_classes = {"train": _digits(image_size)}, 10
     else:
-        source = open_source(
-            name, data_dir=data_dir, image_size=image_size, download=download
-        )
+        if is_image_folder(own):
+            source = open_folder(own, image_size=image_size)
+            fingerprint = source.identity()
+        elif name.startswith(".") or pathlib.Path(name).is_absolute():
+            raise FileNotFoundError(
+                f"{own} is no folder with train/CLASS/IMAGE files, which images of your"
+                " own are; or give an .npz file with x_train and y_train"
+            )
+        else:
+            source = open_source(
+                name, data_dir=data_dir, image_size=image_size, download=download
+            )
         folder = pathlib.Path(cache_dir) if cache_dir else default_cache_dir()
         parts = _read_parts(source, folder, memory_limit_bytes)
         num_classes = source.num_classes
-    train = parts["train"]
-    if "test" in parts:
-        test = parts["test"]
-    else:
-        train, test = hold_out(train, _TEST_FRACTION, key=TEST_KEY)
-    if "validation" in parts:
-        validation = parts["validation"]
-    else:
-        train, validation = hold_out(train, validation_fraction, key=VALIDATION_KEY)
-    mean, std = channel_statistics(train)
-    return Dataset(name, train, validation, test, num_classes, mean, std)
+    return assemble(
+        name,
+        parts,
+        num_classes=num_classes,
+        validation_fraction=validation_fraction,
+        fingerprint=fingerprint,
+    )
 
 
 def _digits(image_size: int | None) -> Split:
@@ -100,7 +119,7 @@ def _digits(image_size: int | None) -> Split:
 
 
 def _read_parts(
-    source: TfdsSource, cache_dir: pathlib.Path, memory_limit_bytes: int
+    source: TfdsSource | ImageFolder, cache_dir: pathlib.Path, memory_limit_bytes: int
 ) -> dict[str, Examples]:
     roles = _roles(source)
     examples = sum(source.split_sizes[split] for split in roles.values())
@@ -119,26 +138,27 @@ def _read_parts(
     return parts
 
 
-def _roles(source: TfdsSource) -> dict[str, str]:
+def _roles(source: TfdsSource | ImageFolder) -> dict[str, str]:
     """Which of the set's splits is the train, validation and test one, if any."""
     splits = source.split_sizes
     if "train" not in splits:
         raise ValueError(
-            f"data set {source.builder.name!r} has no train split, only "
-            f"{', '.join(splits)}"
+            f"data set {source.name!r} has no train split, only {', '.join(splits)}"
         )
     # Some published test splits (ImageNet's) come without labels, as -1.
     labelled = [
         split
         for split in ("test", "validation")
-        if splits.get(split) and source.records(split)[0][source.label_key] >= 0
+        if splits.get(split) and source.labelled(split)
     ]
     roles = dict(zip(("test", "validation"), labelled, strict=False))
     return {"train": "train", **roles}
 
 
-def _decoded_split(source: TfdsSource, split: str, cache_dir: pathlib.Path) -> Split:
-    full_name = source.builder.info.full_name  # such as cifar10/3.0.2
+def _decoded_split(
+    source: TfdsSource | ImageFolder, split: str, cache_dir: pathlib.Path
+) -> Split:
+    full_name = source.full_name  # such as cifar10/3.0.2
     size = "" if source.image_size is None else f"-{source.image_size}px"
 
     def build():

@@ -4,14 +4,44 @@ The seed of a run never reaches this file: what is held out for validation or te
 not change with it, or a search over seeds would have seen every test image.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from fliqs_jax.data.dataset import Examples
+from fliqs_jax.data.dataset import Dataset, Examples, channel_statistics
 
 # Any constants do, but these are part of every published number: do not change them.
 TEST_KEY = 20_240
 VALIDATION_KEY = 20_241
+_TEST_FRACTION = 0.2  # of sets that come in one piece
+
+
+def assemble(
+    name: str,
+    parts: Mapping[str, Examples],
+    *,
+    num_classes: int,
+    validation_fraction: float,
+    fingerprint: str = "",
+) -> Dataset:
+    """Returns a set of three splits; what is missing is held out of `train`.
+
+    Args:
+      name: of the set.
+      parts: `train`, and `test` and `validation` where there are such.
+      num_classes: of the labels.
+      validation_fraction: share held out for validation, in [0, 1).
+      fingerprint: of what a name does not identify.
+    """
+    train, test = parts["train"], parts.get("test")
+    validation = parts.get("validation")
+    if test is None:
+        train, test = hold_out(train, _TEST_FRACTION, key=TEST_KEY)
+    if validation is None:
+        train, validation = hold_out(train, validation_fraction, key=VALIDATION_KEY)
+    mean, std = channel_statistics(train)
+    return Dataset(name, train, validation, test, num_classes, mean, std, fingerprint)
 
 
 def hold_out(

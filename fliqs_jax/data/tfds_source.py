@@ -27,9 +27,21 @@ class TfdsSource:
     num_classes: int
 
     @property
+    def name(self) -> str:
+        return self.builder.name
+
+    @property
+    def full_name(self) -> str:
+        return self.builder.info.full_name
+
+    @property
     def split_sizes(self) -> dict[str, int]:
         splits = self.builder.info.splits
         return {name: int(info.num_examples) for name, info in splits.items()}
+
+    def labelled(self, split: str) -> bool:
+        """Returns whether a split has labels: published test splits may have none."""
+        return self.records(split)[0][self.label_key] >= 0
 
     def records(self, split: str) -> Any:
         """Returns random access to a split's records, images still encoded."""
@@ -128,9 +140,10 @@ def _find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         known = ["digits", *tfds.list_builders(with_community_datasets=False)]
         nearest = ", ".join(difflib.get_close_matches(name, known, 5, cutoff=0.0))
         raise ValueError(
-            f"data set {name!r} is unknown: the nearest names are {nearest}; a set of "
-            "your own is found by its folder's name in data_dir (--data_dir) once TFDS "
-            "has prepared it with file_format=array_record"
+            f"data set {name!r} is unknown: the nearest names are {nearest}; images of "
+            "your own are an .npz file with x_train and y_train, a folder with "
+            "train/CLASS/IMAGE files, or what TFDS has prepared with "
+            "file_format=array_record, in data_dir (--data_dir)"
         ) from error
 
 

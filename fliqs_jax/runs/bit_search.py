@@ -98,7 +98,7 @@ def search_bits(
 
     Args:
       model: as for `search_formats`, and so are all arguments not named here.
-      dataset: from `load_dataset`.
+      dataset: from `load_dataset` or `make_dataset`.
       space: what may be chosen; `separate=True` gives weights and inputs bits of their
         own, as published.
       workdir: a new folder, or that of the same run.

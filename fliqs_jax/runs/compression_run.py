@@ -180,7 +180,7 @@ def compress_network(
         check_size_budget(shapes, scopes, size_budget, cost_reference)
     identity = {
         "method": "learning_compression",
-        "dataset": dataset.name,
+        **run_folder.describe_data(dataset),
         "sites": results.describe_sites(sites),
         "codebooks": [[scope.name, scope.c_step.name] for scope in scopes],
         "settings": dataclasses.asdict(settings),

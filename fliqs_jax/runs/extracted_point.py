@@ -19,7 +19,7 @@ from fliqs_jax.policy import SiteFormats
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.runs.network import save_network
 from fliqs_jax.runs.results import describe_sites, versions
-from fliqs_jax.runs.run_folder import describe_network
+from fliqs_jax.runs.run_folder import describe_data, describe_network
 from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.subnetwork_classifier import extracted_formats
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
@@ -74,7 +74,7 @@ def save_point(
     sites, policy = subnetwork_sites(space.net, choice), space.policy(vector)
     identity = {
         "method": "simq_nas_point",
-        "dataset": dataset.name,
+        **describe_data(dataset),
         "sites": describe_sites(sites),
         "vector": np.asarray(vector).tolist(),
         **config,

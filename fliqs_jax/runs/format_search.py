@@ -53,7 +53,7 @@ def search_formats(
         [B, H, W, C], and `train=` or a like argument if it has one. Where it averages
         over devices (`nn.BatchNorm(axis_name=...)`), their axis is "data". Training
         starts from the values of an NNX model, and leaves the model alone.
-      dataset: from `load_dataset`.
+      dataset: from `load_dataset` or `make_dataset`.
       space: what may be chosen.
       workdir: a new folder, or that of the same run.
       cost_target: budget as a fraction of the reference's cost, positive.

@@ -122,7 +122,7 @@ def search_network(
     )
     identity = {
         "method": "fliqnas",
-        "dataset": dataset.name,
+        **run_folder.describe_data(dataset),
         "sites": results.describe_sites(space.net.sites),
         "decisions": list(space.counts),
         "options": list(space.space.option_names),

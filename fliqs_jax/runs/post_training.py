@@ -153,7 +153,7 @@ def allocate_formats(
     target = cost_target * reference
     identity = {
         "method": "sensitivity",
-        "dataset": dataset.name,
+        **run_folder.describe_data(dataset),
         "sites": results.describe_sites(space.sites),
         "decisions": list(space.decision_names),
         "options": list(space.option_names),

@@ -45,6 +45,12 @@ def open_run(
         yield folder, (folder / "summary.json").exists()
 
 
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """Returns which images a run is about: their name, of one's own what they are."""
+    own = {"data_fingerprint": dataset.fingerprint} if dataset.fingerprint else {}
+    return {"dataset": dataset.name, **own}
+
+
 def describe_network(
     dataset: Dataset, sites: Sequence[Site], *, per_channel: bool = True
 ) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def run_search(
     reference = searcher.costs.reference(cost_reference)
     identity = {
         "method": method,
-        "dataset": dataset.name,
+        **run_folder.describe_data(dataset),
         "sites": results.describe_sites(space.sites),
         "decisions": list(space.decision_names),
         "options": list(space.option_names),

@@ -263,7 +263,7 @@ def train_supernet(
     mesh = make_mesh()
     identity = {
         "method": "supernet",
-        "dataset": dataset.name,
+        **run_folder.describe_data(dataset),
         "decisions": {d.name: list(d.options) for d in net.decisions},
         "settings": dataclasses.asdict(settings),
         "optimizer": dataclasses.asdict(optimizer),
