@@ -16,7 +16,7 @@ from fliqs_jax.data.image_folder import ImageFolder, is_image_folder, open_folde
 from fliqs_jax.data.own_arrays import read_arrays
 from fliqs_jax.data.splitting import assemble
 from fliqs_jax.data.streaming import StreamedSplit
-from fliqs_jax.data.tfds_source import TfdsSource, open_source
+from fliqs_jax.data.tfds_source import TfdsSource, is_published, open_source
 
 
 def load_dataset(
@@ -84,6 +84,11 @@ def load_dataset(
         parts, num_classes = {"train": _digits(image_size)}, 10
     else:
         if is_image_folder(own):
+            if data_dir is None and is_published(name):
+                raise ValueError(
+                    f"{name!r} is a folder here, and a published set: write ./{name}"
+                    " for the folder, or pass the data_dir (--data_dir) of the set"
+                )
             source = open_folder(own, image_size=image_size)
             fingerprint = source.identity()
         elif name.startswith(".") or pathlib.Path(name).is_absolute():

@@ -131,6 +131,13 @@ def open_source(
     )
 
 
+def is_published(name: str) -> bool:
+    """Returns whether TFDS knows a set of this name."""
+    import tensorflow_datasets as tfds
+
+    return name in tfds.list_builders(with_community_datasets=False)
+
+
 def _find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     import tensorflow_datasets as tfds
 

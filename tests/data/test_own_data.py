@@ -226,6 +226,18 @@ def test_folders_that_make_no_sense_are_refused_by_name(write_folder, tmp_path):
         fq.load_dataset("bare", data_dir=tmp_path)
 
 
+def test_a_folder_that_is_called_as_a_published_set_is_not_mixed_up_with_it(
+    write_folder, tmp_path, monkeypatch
+):
+    write_folder({"train": (CLASSES, 12)}).rename(tmp_path / "mnist")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'mnist' is a folder here.*write ./mnist"):
+        fq.load_dataset("mnist")
+    assert fq.load_dataset("./mnist", cache_dir=tmp_path).num_classes == 3
+    assert (tmp_path / "mnist").rename(tmp_path / "photos")
+    assert fq.load_dataset("photos", cache_dir=tmp_path).num_classes == 3
+
+
 def test_a_path_that_holds_nothing_says_what_a_set_of_ones_own_is(tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match="train/CLASS/IMAGE"):
         fq.load_dataset("./nowhere", data_dir=tmp_path)
