@@ -15,14 +15,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fliqs_jax.data.decoding import decode_image
+from fliqs_jax.data.splitting import SPELLINGS
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _GREY = ("1", "L", "I", "I;16")  # modes of images without colour
-_SPLITS = {
-    "train": ("train",),
-    "test": ("test",),
-    "validation": ("validation", "val", "valid"),
-}
 _Files = tuple[tuple[str, int], ...]  # paths within the folder, and their classes
 
 
@@ -134,7 +130,7 @@ def open_folder(root: pathlib.Path, *, image_size: int | None) -> ImageFolder:
     """
     classes = _classes(root / "train")
     files = {}
-    for split, spellings in _SPLITS.items():
+    for split, spellings in SPELLINGS.items():
         folder = next((root / s for s in spellings if (root / s).is_dir()), None)
         if folder is None:
             continue

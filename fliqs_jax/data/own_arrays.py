@@ -13,15 +13,10 @@ from jaxtyping import ArrayLike
 from fliqs_jax.checks import check_within
 from fliqs_jax.data.dataset import Dataset, Split
 from fliqs_jax.data.decoding import resize_image
-from fliqs_jax.data.splitting import assemble
+from fliqs_jax.data.splitting import SPELLINGS, assemble
 
 Arrays = tuple[ArrayLike, ArrayLike]  # images and labels
 
-_SPELLINGS = {
-    "train": ("train",),
-    "test": ("test",),
-    "validation": ("validation", "val", "valid"),
-}
 _CHANNELS = (1, 3, 4)
 
 
@@ -114,7 +109,7 @@ def read_arrays(
             " given, else in the folder that the command runs in"
         )
     with np.load(file, allow_pickle=False) as stored:
-        parts = {part: _find(stored, part) for part in _SPELLINGS}
+        parts = {part: _find(stored, part) for part in SPELLINGS}
         if parts["train"] is None:
             raise ValueError(
                 f"{file} holds {', '.join(stored) or 'nothing'}: it needs x_train and"
@@ -131,7 +126,7 @@ def read_arrays(
 
 
 def _find(stored: Mapping[str, np.ndarray], part: str) -> Arrays | None:
-    for word in _SPELLINGS[part]:
+    for word in SPELLINGS[part]:
         for names in ((f"x_{word}", f"y_{word}"), (f"{word}_images", f"{word}_labels")):
             if all(name in stored for name in names):
                 return stored[names[0]], stored[names[1]]

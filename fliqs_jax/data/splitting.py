@@ -14,6 +14,12 @@ from fliqs_jax.data.dataset import Dataset, Examples, channel_statistics
 # Any constants do, but these are part of every published number: do not change them.
 TEST_KEY = 20_240
 VALIDATION_KEY = 20_241
+# What the splits of a set of one's own may be called.
+SPELLINGS = {
+    "train": ("train",),
+    "test": ("test",),
+    "validation": ("validation", "val", "valid"),
+}
 _TEST_FRACTION = 0.2  # of sets that come in one piece
 
 
