@@ -1,8 +1,18 @@
 """The terminal's tables: readable, within their width, complete when folded."""
 
+import json
+
+import numpy as np
 import pytest
 
-from fliqs_jax.report import SiteRecord, comparison_table, read_run, sites_table
+from fliqs_jax.report import (
+    SiteRecord,
+    comparison_table,
+    draw_accuracy_cost,
+    read_run,
+    render_report,
+    sites_table,
+)
 
 
 def transformer(layers):
@@ -72,3 +82,42 @@ def test_comparison_marks_the_run_among_uniform_policies(make_run):
 
 def test_comparison_of_an_unfinished_run_is_empty(make_run):
     assert comparison_table(read_run(make_run(steps=100, finished=False))) == ""
+
+
+def with_other_budgets(folder):
+    """Adds what the method found for other budgets to a run's summary.json."""
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text())
+    rows = [("trade_off/0.json", 0.703, 0.5), ("trade_off/1.json", 0.844, 2.0)]
+    names = ("policy", "accuracy", "cost_ratio")
+    summary["trade_off"] = [dict(zip(names, row, strict=True)) for row in rows]
+    file.write_text(json.dumps(summary))
+    return read_run(folder)
+
+
+def test_other_budgets_stand_between_by_their_cost(make_run):
+    run = with_other_budgets(make_run(steps=100))
+    lines = comparison_table(run).splitlines()
+    assert max(map(len, lines)) <= 80
+    order = [line.split("  ")[1 if line[0] == " " else 0] for line in lines[1:8]]
+    assert order == [
+        *("uniform int8", "trade_off/1.json", "uniform int4", "uniform int3"),
+        *("> this run's policy", "trade_off/0.json", "uniform int2"),
+    ]
+    (row,) = [line for line in lines if "trade_off/1.json" in line]
+    assert "84.4 %" in row and "0.281" in row  # twice the target
+
+
+def test_page_draws_and_lists_other_budgets(make_run):
+    run = with_other_budgets(make_run(steps=100))
+    axes = draw_accuracy_cost(run).axes[0]
+    (line,) = [
+        line for line in axes.lines if line.get_label().startswith("chosen for other")
+    ]
+    x, y = line.get_data()
+    np.testing.assert_allclose(y, [70.3, 81.2, 84.4], atol=0.05)
+    np.testing.assert_allclose(x[[0, 2]], 0.1406 * np.array([0.5, 2.0]))
+    page = render_report(run)
+    assert "trade_off/0.json" in page and "Small orange points" in page
+    plain = render_report(read_run(make_run(steps=100)))
+    assert "Small orange points" not in plain
