@@ -156,16 +156,18 @@ class ProgressLine:
     """One line on where a run stands: in place on a terminal, now and then in a log.
 
     Shows the step, whichever of loss, accuracy, reward, cost ratio, entropy and mean
-    bits it gets, steps a second and the time left.
+    bits it gets, steps a second and the time left. The log (or notebook) of a run that
+    takes less than `every_s` has none.
 
     Args:
       total: steps of the whole run, at least 1.
       stream: text file to print to; None for standard error.
-      every_s: seconds between two lines where the stream is no terminal.
+      every_s: seconds before the first and between any two lines where the stream is no
+        terminal.
       clock: returns the time in seconds.
 
     Example:
-      >>> line = ProgressLine(100, stream=sys.stdout)
+      >>> line = ProgressLine(100, stream=sys.stdout, every_s=0.0)
       >>> line.update(20, {"loss": 1.5, "accuracy": 0.25})
       20/100 loss 1.500 acc 25.0%
     """
@@ -186,8 +188,11 @@ class ProgressLine:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._console = Console(file=self._stream)
-        self._every_s = _TERMINAL_SECONDS if self._console.is_terminal else every_s
+        terminal = self._console.is_terminal
+        self._every_s = _TERMINAL_SECONDS if terminal else every_s
         self._live = None
+        self._printed_at = -math.inf if terminal else clock()
+        self._quiet = not terminal  # nothing has been printed so far
         self._shown = collections.deque(maxlen=_RATE_WINDOW)  # (time, step)
 
     def update(
@@ -207,9 +212,12 @@ class ProgressLine:
         if not processes.is_main():
             return
         now = self._clock()
-        if self._shown and step < self._total:
-            if now - self._shown[-1][0] < self._every_s:
+        if not self._shown:  # the rate counts from here: compilation is over
+            self._shown.append((now, step))
+        if step < self._total or self._quiet:
+            if now - self._printed_at < self._every_s:
                 return
+        self._printed_at, self._quiet = now, False
         self._shown.append((now, step))
         values = {
             key: float(metrics[key])

@@ -151,20 +151,28 @@ class Clock:
         return self.now
 
 
+def test_log_of_a_short_run_stays_empty():
+    stream, clock = io.StringIO(), Clock()
+    with ProgressLine(100, stream=stream, every_s=30.0, clock=clock) as line:
+        for step in range(1, 101):
+            clock.now = 0.29 * step
+            line.update(step, {"loss": jnp.float32(0.5)})
+    assert stream.getvalue() == ""
+
+
 def test_log_gets_a_line_every_so_many_seconds_and_the_last():
     stream, clock = io.StringIO(), Clock()
     line = ProgressLine(100, stream=stream, every_s=30.0, clock=clock)
     for step in range(1, 101):  # two seconds a step
         clock.now = 2.0 * step
         line.update(step, {"loss": jnp.float32(0.5)})
-    # First step, then every 15 steps, then the end.
+    # Every 15 steps, then the end.
     lines = stream.getvalue().splitlines()
     assert [text.split("/")[0] for text in lines] == [
-        *("1", "16", "31", "46", "61", "76", "91"),
+        *("15", "30", "45", "60", "75", "90"),
         "100",
     ]
-    assert lines[0] == "1/100 loss 0.500"
-    assert lines[1] == "16/100 loss 0.500 0.5 steps/s ETA 2m48s"
+    assert lines[0] == "15/100 loss 0.500 0.5 steps/s ETA 2m50s"
     assert lines[-1] == "100/100 loss 0.500 0.5 steps/s ETA 0m00s"
 
 
@@ -181,6 +189,8 @@ def test_values_are_fetched_only_when_printed():
     line.update(1, {"loss": 1.0})
     clock.now = 29.0
     line.update.__wrapped__(line, 2, {"loss": Unready()})  # past the type check
+    clock.now = 31.0
+    line.update(3, {"loss": 1.0})
     assert stream.getvalue().count("\n") == 1
 
 
@@ -190,7 +200,7 @@ def test_all_fields_fit_in_a_log_and_keep_their_order():
     line.update(12000, ALL)
     clock.now = 40.0
     line.update(12500, ALL)
-    text = stream.getvalue().splitlines()[1]
+    (text,) = stream.getvalue().splitlines()
     assert text == (
         "12500/64000 loss 12.346 acc 98.8% reward -0.123 cost 1.02x entropy 1.95 "
         "12.5 steps/s ETA 1h08m"
@@ -200,14 +210,14 @@ def test_all_fields_fit_in_a_log_and_keep_their_order():
 
 def test_one_cost_is_shown_the_expected_one_if_it_is_there():
     stream = io.StringIO()
-    line = ProgressLine(10, stream=stream)
+    line = ProgressLine(10, stream=stream, every_s=0.0)
     line.update(10, {"loss": 1.0, "cost_ratio": 1.25, "expected_cost_ratio": 1.1})
     assert stream.getvalue() == "10/10 loss 1.000 cost 1.10x\n"
 
 
 def test_fields_without_a_value_are_left_out():
     stream = io.StringIO()
-    line = ProgressLine(10, stream=stream)
+    line = ProgressLine(10, stream=stream, every_s=0.0)
     line.update(1, {"loss": float("nan"), "reward": None, "other": "text"})
     assert stream.getvalue() == "1/10 loss nan\n"
 
