@@ -5,10 +5,9 @@ would not fit into memory.
 """
 
 import dataclasses
-import os
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -78,18 +77,21 @@ class ImageFolder:
     def fingerprint(self, split: str) -> dict:
         """Returns what tells this split's content from another's, as JSON values."""
         return {
-            "files": self.identity(split),
+            "files": self._checksum([split], times=True),
             "count": len(self.files[split]),
             "image_shape": list(self.image_shape),
         }
 
-    def identity(self, *splits: str) -> str:
-        """Returns a checksum of the files' names and sizes, of all splits or some."""
+    def identity(self) -> str:
+        """Returns a checksum of the files' names and sizes; a copy has the same."""
+        return self._checksum(self.files, times=False)
+
+    def _checksum(self, splits: Iterable[str], *, times: bool) -> str:
         checksum = 0
-        for split in splits or self.files:
-            for path, label in self.files[split]:
-                size = os.path.getsize(self.root / path)
-                checksum = zlib.crc32(f"{path} {label} {size}\n".encode(), checksum)
+        for path, label in (file for split in splits for file in self.files[split]):
+            found = (self.root / path).stat()
+            facts = [path, label, found.st_size, found.st_mtime_ns if times else ""]
+            checksum = zlib.crc32(repr(facts).encode(), checksum)
         return f"{checksum:08x}"
 
 

@@ -1,5 +1,7 @@
 """Data of a user's own: arrays, an .npz file, a folder of images."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -178,6 +180,22 @@ def test_folder_is_decoded_once_and_again_when_it_changes(
     Image.new("RGB", (6, 6)).save(folder / "train" / "owl" / "more.png")
     more = fq.load_dataset(str(folder), cache_dir=cache)
     assert decoded and more.fingerprint != first.fingerprint
+
+
+def test_file_replaced_by_another_of_its_name_and_size_is_decoded_again(
+    write_folder, tmp_path
+):
+    folder = write_folder({"train": (CLASSES, 12)}, ending="bmp")
+    options = {"cache_dir": tmp_path / "cache", "validation_fraction": 0.0}
+    first = fq.load_dataset(str(folder), **options)
+    file = folder / "train" / "cat" / "000.bmp"
+    before = file.stat()
+    Image.new("RGB", (6, 6), (200, 200, 200)).save(file)
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    again = fq.load_dataset(str(folder), **options)
+    everything = [numbers(d.train) + numbers(d.test) for d in (first, again)]
+    assert 200 not in everything[0] and 200 in everything[1]
 
 
 def test_folder_too_large_for_memory_is_read_as_it_goes(write_folder, tmp_path):
