@@ -17,7 +17,8 @@ from fliqs_jax.data.decoding import decode_image
 from fliqs_jax.data.splitting import SPELLINGS
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_GREY = ("1", "L", "I", "I;16")  # modes of images without colour
+_GREY = ("1", "L")  # modes of images without colour
+_DEEP = ("I", "F")  # how those of modes begin that have more than 8 bits
 _Files = tuple[tuple[str, int], ...]  # paths within the folder, and their classes
 
 
@@ -172,9 +173,15 @@ def _header(path: pathlib.Path) -> tuple[str, tuple[int, int]]:
     """Returns an image's colour mode, and its width and height."""
     try:
         with Image.open(path) as image:
-            return image.mode, image.size
+            mode, size = image.mode, image.size
     except OSError as error:
         raise _unreadable(path, error) from error
+    if mode.startswith(_DEEP):  # a conversion would cut off, not scale
+        raise ValueError(
+            f"{path} has more than 8 bits a channel (mode {mode}): scale such images to"
+            " 0 ... 255 first, or give arrays (fq.make_dataset)"
+        )
+    return mode, size
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:

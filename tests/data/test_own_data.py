@@ -226,6 +226,14 @@ def test_grey_folder_has_one_channel_unless_a_class_is_in_colour(write_folder):
     assert fq.load_dataset(str(folder)).train.image_shape == (6, 6, 3)
 
 
+def test_images_of_sixteen_bits_are_refused(write_folder):
+    folder = write_folder({"train": (CLASSES, 9)})
+    deep = Image.fromarray(np.full((6, 6), 40_000, np.uint16))
+    deep.save(folder / "train" / "cat" / "000.png")
+    with pytest.raises(ValueError, match="000.png has more than 8 bits a channel"):
+        fq.load_dataset(str(folder))
+
+
 def test_folders_that_make_no_sense_are_refused_by_name(write_folder, tmp_path):
     folder = write_folder({"train": (CLASSES, 9), "test": (("cow",), 2)})
     with pytest.raises(ValueError, match="the class 'cow', which .*train lacks"):
