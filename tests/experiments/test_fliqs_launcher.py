@@ -109,6 +109,7 @@ def test_finished_run_is_reported_not_repeated(finished, capsys):
     assert (finished / "summary.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_policy_found_can_be_trained_from_scratch(finished, tmp_path, capsys):
     workdir = tmp_path / "again"
     launch(fliqs, *SMALL, f"--workdir={workdir}", f"--policy={finished}/policy.json")
@@ -133,6 +134,7 @@ def test_restart_without_steps_to_restart_is_said(given):
     assert idle["restart_schedule"] == "no steps are left at what is found"
 
 
+@pytest.mark.slow
 def test_killed_run_ends_bit_identical_to_an_uninterrupted_one(finished, tmp_path):
     output = kill_and_resume(fliqs, tmp_path / "killed", *SMALL)
     assert "resumed at step" in output

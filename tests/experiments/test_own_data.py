@@ -60,6 +60,7 @@ def test_arrays_in_a_file(digits, tmp_path, capsys):
         launch(fliqs, *arguments, f"--data_dir={tmp_path}")
 
 
+@pytest.mark.slow
 def test_folder_of_image_files(digits, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for number, (image, label) in enumerate(zip(*digits, strict=True)):

@@ -168,6 +168,7 @@ def test_a_lagrangian_takes_the_formats_that_pay():
     assert within.cost(NASBENCH201, found.choice) <= limit.bound
 
 
+@pytest.mark.slow
 def test_certain_stages_run_as_their_policy():
     model = cells.NasBench201SearchNetwork(width=4, num_cells=1, bottleneck=2)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
