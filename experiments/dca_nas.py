@@ -50,7 +50,7 @@ from fliqs_jax.runs.cell_search import (
     search_cell_by_table,
 )
 from fliqs_jax.runs.results import versions
-from fliqs_jax.runs.run_folder import describe_data
+from fliqs_jax.runs.run_folder import check_same_images, describe_data
 from fliqs_jax.runs.scored_search import search_cell_by_scores
 from fliqs_jax.searchers.cells.architecture import ArchitectureSettings
 from fliqs_jax.searchers.cells.baselines import cells_within, judged_baselines
@@ -234,11 +234,7 @@ def check_scores(dataset: Dataset) -> None:
             )
         record = read_json(config)
         theirs = record["flags"]
-        if record.get("data_fingerprint", "") != dataset.fingerprint:
-            raise ValueError(
-                f"--scores={file} are of other images under --dataset={dataset.name}:"
-                " leave them out"
-            )
+        check_same_images(record, dataset, owner=f"--scores={file}")
         for name in SCORED_BY:
             if theirs[name] != FLAGS[name].value:
                 raise ValueError(

@@ -9,6 +9,7 @@ import fliqs_jax as fq
 from experiments import common, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.runs.network import Network
+from fliqs_jax.runs.run_folder import check_same_images
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
@@ -39,12 +40,14 @@ def network() -> Network:
 def dataset() -> Dataset:
     """Returns the run's data, split as it was."""
     config = _config()
-    return fq.load_dataset(
+    found = fq.load_dataset(
         config["dataset"],
         data_dir=FLAGS.data_dir or config["session"]["data_dir"],
         image_size=config["flags"]["image_size"],
         validation_fraction=config["flags"]["validation_fraction"],
     )
+    check_same_images(config, found, owner=f"--workdir={FLAGS.workdir}")
+    return found
 
 
 def _made() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from absl import flags
 from experiments import common, search_flags, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
+from fliqs_jax.runs.run_folder import check_same_images
 from fliqs_jax.runs.supernet_training import (
     SupernetSettings,
     load_supernet,
@@ -98,11 +99,8 @@ def given_supernet(net: SuperNetwork, dataset: Dataset) -> TrainedState | None:
                 f" --{name}={there}, got --{name}={value}: its validation images would"
                 " be others; give its own"
             )
-    if config.get("data_fingerprint", "") != dataset.fingerprint:
-        raise ValueError(
-            f"--supernet_from={FLAGS.supernet_from} was trained on other images under"
-            f" --dataset={dataset.name}: its validation images would be others"
-        )
+    owner = f"--supernet_from={FLAGS.supernet_from}"
+    check_same_images(config, dataset, owner=owner)
     return load_supernet(folder, net)
 
 

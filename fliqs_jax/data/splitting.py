@@ -1,4 +1,4 @@
-"""Holding out a part of a split, the same part in every run.
+"""Three splits of what there is: a part held out is the same part in every run.
 
 The seed of a run never reaches this file: what is held out for validation or test must
 not change with it, or a search over seeds would have seen every test image.

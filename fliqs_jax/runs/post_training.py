@@ -120,7 +120,8 @@ def allocate_formats(
     """Finds formats within a budget for a trained float network, without training.
 
     Run again with the same workdir and arguments, it measures what is missing, or
-    returns the finished result. The policy can then be trained at, by `search_formats`.
+    returns the finished result. The policy can then be trained at, by `search_formats`;
+    so can those found for `settings.trade_off` further budgets, in `trade_off/`.
 
     Args:
       model: a linen or NNX image classifier, as for `search_formats`.

@@ -51,6 +51,27 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
     return {"dataset": dataset.name, **own}
 
 
+def check_same_images(
+    config: Mapping[str, Any], dataset: Dataset, *, owner: str
+) -> None:
+    """Refuses images of one's own that are not those that a run was about.
+
+    Args:
+      config: the run's `config.json`.
+      dataset: of the same name.
+      owner: the run, for the message.
+
+    Raises:
+      ValueError: if they are others: what was held out there would not be held out.
+    """
+    there = config.get("data_fingerprint", "")
+    if there != dataset.fingerprint:
+        raise ValueError(
+            f"{owner} was made on other images named {dataset.name!r} (data_fingerprint"
+            f" {there!r} there, {dataset.fingerprint!r} now): give it those"
+        )
+
+
 def describe_network(
     dataset: Dataset, sites: Sequence[Site], *, per_channel: bool = True
 ) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def test_arrays_in_a_file(digits, tmp_path, capsys):
     np.savez(file, x_train=images[1:], y_train=labels[1:])
     with pytest.raises(ValueError, match="data_fingerprint"):
         launch(fliqs, *arguments, f"--data_dir={tmp_path}")
+    with pytest.raises(ValueError, match="other images named 'mine.npz'"):
+        launch(evaluate, f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path}")
 
 
 @pytest.mark.slow
