@@ -126,7 +126,7 @@ def make_limits(
         facts["latency_fit_r2"] = r_squared
     graphs = {
         name: load_look_up_graph(file)
-        for name, file in common.parse_options(FLAGS.look_up_graph).items()
+        for name, file in common.parse_options("look_up_graph").items()
     }
     return with_search_bounds(space, limits, graphs, stages), facts
 

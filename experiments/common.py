@@ -3,6 +3,7 @@
 The only place, with the launchers themselves, where text becomes objects.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -87,7 +88,7 @@ def define_workdir_flags() -> None:
 
 
 def define_common_flags() -> None:
-    """Defines the flags that DESIGN promises for every launcher that trains."""
+    """Defines the flags of every launcher that trains."""
     define_workdir_flags()
     define(
         "string",
@@ -269,7 +270,6 @@ def run_config(
     apart = (*SESSION, *adjustable)
     return {
         "model": FLAGS.model,
-        "cost": FLAGS.cost,
         "flags": {name: x for name, x in values.items() if name not in apart},
         **(
             {"adjustable": {name: values[name] for name in adjustable}}
@@ -292,25 +292,43 @@ def _launcher() -> str:
     return sys.argv[0].rpartition("/")[2].removesuffix(".py")
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """Returns name=value pairs as Python values.
+_WORDS = {"True": True, "False": False, "None": None}
 
-    Example:
-      >>> parse_options(["width=32", "rate=0.5", "pool=max"])
-      {'width': 32, 'rate': 0.5, 'pool': 'max'}
-    """
+
+def parse_options(flag: str) -> dict[str, Any]:
+    """Returns a flag's name=value pairs as Python values; other text stays text."""
     parsed = {}
-    for pair in pairs:
+    for pair in FLAGS[flag].value:
         name, equals, text = pair.partition("=")
         if not equals or not name:
-            raise ValueError(f"expected name=value, got {pair!r}")
-        for read in (int, float, str):
-            try:
-                parsed[name] = read(text)
-                break
-            except ValueError:
-                continue
+            raise ValueError(f"--{flag}: expected name=value, got {pair!r}")
+        parsed[name] = _parsed(text)
     return parsed
+
+
+def _parsed(text: str) -> Any:
+    """Returns what text says.
+
+    Example:
+      >>> [_parsed(text) for text in ("32", "0.5", "False", "max")]
+      [32, 0.5, False, 'max']
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return text
+
+
+def seed_of(flag: str, text: str) -> int:
+    """Returns the number in random:NUMBER, as a flag says it."""
+    try:
+        return int(text.removeprefix("random:"))
+    except ValueError:
+        raise ValueError(
+            f"--{flag}={text}: a seed is a whole number, such as random:0"
+        ) from None
 
 
 def settings_of(kind: type[_Settings], **own: Any) -> _Settings:
@@ -344,7 +362,7 @@ def dataset() -> Dataset:
 
 def model_options() -> dict[str, Any]:
     """Returns the fields of the model that the flags set."""
-    options = parse_options(FLAGS.model_options)
+    options = parse_options("model_options")
     if FLAGS.dtype != "float32":
         options["dtype"] = FLAGS.dtype
     return options
@@ -397,7 +415,13 @@ def user_model(name: str, **arguments: Any) -> nn.Module | nnx.Module:
             f"model {name!r}: {error}; name it package.module:factory, importable from "
             "the folder that you start in"
         ) from error
-    return factory(**arguments)
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        given = ", ".join(f"{argument}=..." for argument in arguments)
+        raise ValueError(
+            f"model {name!r}: {error}; it is called as {factory_name}({given})"
+        ) from error
 
 
 def start(run: Callable[[], None], *, distributed: bool = False) -> None:

@@ -39,8 +39,9 @@ from experiments.comparison.codebooks import write_codebook_results
 from experiments.comparison.execution import execute
 from experiments.comparison.planning import Method, Run, plan_runs
 from experiments.comparison.results import write_results
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.searchers.compression.schedule import VARIANTS
-from fliqs_jax.train.workdir import read_json
+from fliqs_jax.train.workdir import open_workdir, read_json
 
 FLAGS = flags.FLAGS
 
@@ -93,21 +94,37 @@ flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its share of the cores.
 def run() -> None:
     """Runs what is missing, seed by seed, and writes the comparison after each run."""
     shared = shared_flags()
-    root = pathlib.Path(FLAGS.workdir).absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    failed = execute(
-        plan(root),
-        root=root,
-        shared=shared,
-        at_a_time=FLAGS.jobs,
-        after=functools.partial(report, root),
-    )
-    print(_write(root))
+    check_at_least(1, jobs=FLAGS.jobs)
+    runs = plan(pathlib.Path(FLAGS.workdir).absolute())
+    # Finished runs are not started again, so nothing else would tell that their flags
+    # were others.
+    config = {"method": "compare", "flags": _identity()}
+    with open_workdir(FLAGS.workdir, config) as root:
+        failed = execute(
+            runs,
+            root=root,
+            shared=shared,
+            at_a_time=FLAGS.jobs,
+            after=functools.partial(report, root),
+        )
+        print(_write(root))
     if failed:
         reasons = "".join(f"\n  {name}: {why}" for name, why in failed.items())
         raise ValueError(
             f"runs failed; see their .log files in {root}, then run again:{reasons}"
         )
+
+
+def _identity() -> dict[str, str]:
+    """Returns the flags that every run shares and none may change, as they are typed.
+
+    Methods, seeds and budgets may be added to a comparison: their runs have names.
+    """
+    names = {*_HANDED_ON, *_REFERENCE, "from_float", "architecture_budget"}
+    if len(FLAGS.cost_targets) == 1:  # which no folder's name tells
+        names.add("cost_targets")
+    given = sorted(name for name in names - {*common.SESSION} if FLAGS[name].present)
+    return {name: FLAGS[name].serialize() for name in given}
 
 
 def report(root: pathlib.Path, finished: Run) -> None:
@@ -131,9 +148,16 @@ def plan(root: pathlib.Path) -> list[Run]:
     return plan_runs(
         methods,
         root=root,
-        seeds=[int(seed) for seed in FLAGS.seeds],
-        budgets=[float(target) for target in FLAGS.cost_targets],
+        seeds=_numbers("seeds", int),
+        budgets=_numbers("cost_targets", float),
     )
+
+
+def _numbers(flag: str, kind: type[int] | type[float]) -> list:
+    try:
+        return [kind(text) for text in FLAGS[flag].value]
+    except ValueError as error:
+        raise ValueError(f"--{flag}: numbers with commas between ({error})") from None
 
 
 def methods(seed: int) -> dict[str, Method]:

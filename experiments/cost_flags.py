@@ -62,6 +62,11 @@ def _latency() -> costs.SiteCost:
                 "--device and --latency_table exclude each other: give the data sheet "
                 "of a device or latencies measured on one"
             )
+        if not pathlib.Path(FLAGS.latency_table).is_file():
+            raise ValueError(
+                f"--latency_table={FLAGS.latency_table}: there is no such file;"
+                " scripts/measure_latency.py writes one"
+            )
         table = costs.LatencyTable.load(FLAGS.latency_table)
         return costs.make_table_latency(table, batch_size=batch_size)
     device = DEVICE if FLAGS.device is None else FLAGS.device

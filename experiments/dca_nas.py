@@ -39,6 +39,7 @@ from experiments.cell_limits import (
     stage_formats,
 )
 from experiments.trained_network import train_network
+from fliqs_jax.checks import check_at_least
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import cells
 from fliqs_jax.report import write_cell_report
@@ -49,7 +50,7 @@ from fliqs_jax.runs.cell_search import (
     search_cell_by_network,
     search_cell_by_table,
 )
-from fliqs_jax.runs.results import versions
+from fliqs_jax.runs.results import say_finished, versions
 from fliqs_jax.runs.run_folder import check_same_images, describe_data
 from fliqs_jax.runs.scored_search import search_cell_by_scores
 from fliqs_jax.searchers.cells.architecture import ArchitectureSettings
@@ -170,7 +171,7 @@ def run() -> None:
     }
     with open_workdir(FLAGS.workdir, config, volatile=("session",)) as folder:
         if (folder / "summary.json").exists():
-            common.say(f"{folder} holds a finished run")
+            say_finished(folder, common.say, write_page=write_cell_report)
             return
         found = search(
             space, dataset, table, limits, search_model, settings, stages, folder
@@ -324,6 +325,7 @@ def baselines(
 def final_steps() -> int:
     """Returns the training steps of the derived network."""
     if FLAGS.final_steps is not None:
+        check_at_least(0, final_steps=FLAGS.final_steps)
         return FLAGS.final_steps
     return 0 if FLAGS.signal == "table" else FLAGS.steps
 
@@ -336,7 +338,7 @@ def search_options() -> dict[str, Any]:
         same = {k: v for k, v in common.model_options().items() if k in shared}
     if FLAGS.signal == "training_free":  # a stage of one cell tells as much as of five
         same = {"num_cells": 1, **same, "share": False, "bottleneck": 1}
-    return {**same, **common.parse_options(FLAGS.search_options)}
+    return {**same, **common.parse_options("search_options")}
 
 
 def cell_settings() -> CellSearchSettings:

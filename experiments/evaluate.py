@@ -25,7 +25,7 @@ flags.DEFINE_enum(
 def run() -> None:
     """Loads, evaluates, prints."""
     network = finished_run.network()
-    data = finished_run.dataset()
+    data = finished_run.dataset(split=FLAGS.split)
     predict = jax.jit(lambda variables, images: network.predict(variables, images))
     result = evaluate(
         predict,

@@ -37,16 +37,39 @@ def network() -> Network:
     return fq.load_network(FLAGS.workdir, model)
 
 
-def dataset() -> Dataset:
-    """Returns the run's data, split as it was."""
-    config = _config()
-    found = fq.load_dataset(
-        config["dataset"],
-        data_dir=FLAGS.data_dir or config["session"]["data_dir"],
-        image_size=config["flags"]["image_size"],
-        validation_fraction=config["flags"]["validation_fraction"],
-    )
-    check_same_images(config, found, owner=f"--workdir={FLAGS.workdir}")
+def dataset(*, split: str = "test") -> Dataset:
+    """Returns the run's data, split as it was.
+
+    Args:
+      split: that is looked at. How much a run made from Python held out of its training
+        images is not recorded, nor where those of its own are; the rest is.
+    """
+    config, owner = _config(), f"--workdir={FLAGS.workdir}"
+    given = config.get("flags") or {}
+    if not given and split != "test":
+        raise ValueError(
+            f"{owner} was made from Python, so how its images were split is not"
+            f" recorded: use --split=test, got {split}"
+        )
+    height, width, _ = config["network"]["image_shape"]
+    given = {"image_size": height if height == width else None, **given}
+    names = ("image_size", "validation_fraction")
+    try:
+        found = fq.load_dataset(
+            config["dataset"],
+            data_dir=FLAGS.data_dir or (config.get("session") or {}).get("data_dir"),
+            **{name: given[name] for name in names if name in given},
+        )
+    except (ValueError, FileNotFoundError) as error:
+        if "flags" in config:
+            raise
+        raise ValueError(
+            f"{owner} was made from Python, on images named {config['dataset']!r},"
+            f" which cannot be loaded by that name ({error}); from Python"
+            " fq.load_network has its network, and"
+            " fliqs_jax.runs.export.export_network packs it"
+        ) from error
+    check_same_images(config, found, owner=owner)
     return found
 
 

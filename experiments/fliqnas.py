@@ -92,10 +92,9 @@ def formats_and_policy(
             " a policy.json"
         )
     if not FLAGS.policy.endswith(".json"):
-        pins = search_flags.pins(net.sites)
-        policy = fq.Policy.uniform(net.sites, FLAGS.policy, pins=pins)
+        policy = search_flags.uniform_policy(net.sites)
     else:
-        policy = completed(fq.Policy.load(FLAGS.policy), net, architecture)
+        policy = completed(search_flags.load_policy(), net, architecture)
     formats = search_flags.formats_with(policy)
     return search_flags.search_space(net.sites, formats), policy
 
@@ -118,8 +117,8 @@ def completed(policy: fq.Policy, net: SuperNetwork, architecture) -> fq.Policy:
         return policy
     kept = {site.path for site in subnetwork_sites(net, architecture)}
     own = {path: policy[path] for path in policy if path in kept}
-    if len(policy) != len(net.sites):  # that of the full network may be wider
-        policy.check(subnetwork_sites(net, architecture))
+    full = len(policy) == len(net.sites)  # wider than needed
+    policy.check(net.sites if full else subnetwork_sites(net, architecture))
     idle = (FLAGS.formats[0], FLAGS.formats[0])
     return fq.Policy({site.path: own.get(site.path, idle) for site in net.sites})
 

@@ -14,16 +14,12 @@ checkpoints/. policy.json says fp32 throughout: a codebook is no number format, 
 decoded weights are plain numbers.
 """
 
-import functools
 import re
 
-import flax.linen as nn
 from absl import flags
-from flax import nnx
 
 from experiments import common, search_flags
-from experiments.trained_network import load_float, train_network
-from fliqs_jax.data import Dataset
+from experiments.trained_network import float_network
 from fliqs_jax.runs.compression_run import (
     CompressionSettings,
     compress_network,
@@ -35,7 +31,6 @@ from fliqs_jax.searchers.compression.rules import (
     parse_codebook,
 )
 from fliqs_jax.searchers.compression.schedule import VARIANTS
-from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables
 
@@ -113,12 +108,13 @@ def run() -> None:
     model = common.model(dataset.num_classes)
     sites = image_sites(model, dataset.train.image_shape)
     pattern = "|".join(re.escape(path) for path in weight_paths(sites))
-    load = train_reference if FLAGS.init_from is None else load_float
+    steps = FLAGS.steps if FLAGS.reference_steps is None else FLAGS.reference_steps
+    float_settings = {"steps": steps, "learning_rate": FLAGS.reference_learning_rate}
     compress_network(
         model,
         dataset,
         [CompressionRule(pattern=pattern, c_step=c_step, shared=FLAGS.shared)],
-        trained=functools.partial(load, model, dataset),
+        trained=float_network(model, dataset, **float_settings),
         workdir=FLAGS.workdir,
         job=job,
         settings=settings,
@@ -152,25 +148,11 @@ def idle_flags() -> dict[str, str]:
     if FLAGS.init_from is not None:
         reason = "--init_from gives the reference"
         idle |= dict.fromkeys(("reference_steps", "reference_learning_rate"), reason)
+    else:
+        del idle["evaluate_every"]  # the reference is evaluated
     if not VARIANTS[FLAGS.method].penalty:
         idle |= dict.fromkeys(("mu", "mu_growth"), f"{FLAGS.method} has no penalty")
     return idle
-
-
-def train_reference(
-    model: nn.Module | nnx.Module, dataset: Dataset
-) -> tuple[TrainedState, float]:
-    """Trains the float network in WORKDIR/float, or finds it trained."""
-    steps = FLAGS.steps if FLAGS.reference_steps is None else FLAGS.reference_steps
-    state, summary = train_network(
-        model,
-        dataset,
-        folder=f"{FLAGS.workdir}/float",
-        steps=steps,
-        learning_rate=FLAGS.reference_learning_rate,
-        **common.run_config()["network"],
-    )
-    return state, summary["seconds"]
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def search_space(
 
 def pins(sites: tuple[fq.Site, ...]) -> dict[str, str]:
     """Returns the pinned sites' formats, by path or pattern."""
-    given = common.parse_options(FLAGS.pins)
+    given = common.parse_options("pins")
     if not FLAGS.first_last:
         return given
     pinned = {
@@ -125,14 +125,33 @@ def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | Non
     if FLAGS.policy is None:
         return None
     if FLAGS.policy.endswith(".json"):
-        return fq.Policy.load(FLAGS.policy)
+        return load_policy()
     if not FLAGS.policy.startswith("random:"):
-        return fq.Policy.uniform(space.sites, FLAGS.policy, pins=pins(space.sites))
+        return uniform_policy(space.sites)
     table = costs.cost_table(space, cost)
     target = FLAGS.cost_target * table.reference(FLAGS.cost_reference)
-    seed = int(FLAGS.policy.removeprefix("random:"))
+    seed = common.seed_of("policy", FLAGS.policy)
     (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)
     return space.policy(options)
+
+
+def uniform_policy(sites: tuple[fq.Site, ...]) -> fq.Policy:
+    """Returns the policy of the format that --policy names, pins excepted."""
+    try:
+        fq.parse_format(FLAGS.policy)
+    except ValueError as error:
+        raise ValueError(
+            f"--policy={FLAGS.policy} is no policy.json, and no format: {error}"
+        ) from error
+    return fq.Policy.uniform(sites, FLAGS.policy, pins=pins(sites))
+
+
+def load_policy() -> fq.Policy:
+    """Returns the policy in the file of --policy."""
+    try:
+        return fq.Policy.load(FLAGS.policy)
+    except FileNotFoundError:
+        raise ValueError(f"--policy={FLAGS.policy}: there is no such file") from None
 
 
 def search_arguments(

@@ -13,26 +13,19 @@ experiments.fliqs --policy=WORKDIR/policy.json trains at it.
 Takes the flags of experiments.fliqs; those of its controller have no effect.
 """
 
-import functools
-
-import flax.linen as nn
 from absl import flags
-from flax import nnx
 
 import fliqs_jax as fq
 from experiments import common, cost_flags, fliqs, search_flags
-from experiments.trained_network import load_float
-from fliqs_jax.data import Dataset
+from experiments.trained_network import float_network
 from fliqs_jax.runs.post_training import (
     ALLOCATIONS,
     AllocationSettings,
     allocate_formats,
 )
-from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.searchers.sensitivities.table import MEASURES
 from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.fitting import describe_variables
-from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
 
@@ -69,12 +62,11 @@ def run() -> None:
         dataset.train.image_shape,
         attention_products=FLAGS.attention_products,
     )
-    load = train_network if FLAGS.init_from is None else load_float
     allocate_formats(
         model,
         dataset,
         search_flags.search_space(sites, FLAGS.formats),
-        trained=functools.partial(load, model, dataset),
+        trained=float_network(model, dataset, steps=FLAGS.steps),
         workdir=FLAGS.workdir,
         cost_target=FLAGS.cost_target,
         settings=settings,
@@ -86,24 +78,6 @@ def run() -> None:
         per_channel=method.per_channel,
         config=config,
     )
-
-
-def train_network(
-    model: nn.Module | nnx.Module, dataset: Dataset
-) -> tuple[TrainedState, float]:
-    """Trains the float network in WORKDIR/float, or finds it trained."""
-    folder = f"{FLAGS.workdir}/float"
-    sites = image_sites(model, dataset.train.image_shape)
-    fliqs.train(
-        model,
-        dataset,
-        fq.SearchSpace(sites, ["int8", "fp32"]),
-        workdir=folder,
-        policy=fq.Policy.uniform(sites, "fp32"),
-    )
-    network = fq.load_network(folder, model)
-    seconds = read_json(f"{folder}/summary.json")["seconds"]
-    return TrainedState(network.params, network.model_state), seconds
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.quantizers.observers import OBSERVERS
-from fliqs_jax.runs.results import describe_sites
+from fliqs_jax.report import write_front_report
+from fliqs_jax.runs.results import describe_sites, say_finished
 from fliqs_jax.runs.run_folder import describe_data
 from fliqs_jax.runs.simq_results import write_search
 from fliqs_jax.searchers import simq_nas
@@ -163,7 +164,7 @@ def run() -> None:
     volatile = ("session", "adjustable")
     with open_workdir(FLAGS.workdir, config, volatile=volatile) as folder:
         if finished(folder, shared["adjustable"]):
-            common.say(f"{folder} holds a finished run")
+            say_finished(folder, common.say, write_page=write_front_report)
             return
         training = {"seconds": 0.0, "compile_count": 0, "steps": 0}
         if state is None:

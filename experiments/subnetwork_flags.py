@@ -123,7 +123,7 @@ def architecture(
     if text in ("full", "smallest"):
         return getattr(net, text)
     if text.startswith("random:"):
-        random = np.random.default_rng(int(text.removeprefix("random:")))
+        random = np.random.default_rng(common.seed_of("architecture", text))
         return random.integers(0, net.full + 1).astype(np.int32)
     path = pathlib.Path(text)
     file = path / supernets.ARCHITECTURE_FILE if path.is_dir() else path

@@ -92,7 +92,8 @@ def given_supernet(net: SuperNetwork, dataset: Dataset) -> TrainedState | None:
         )
     # Other held-out images would have been trained on.
     for name in ("dataset", "validation_fraction", "image_size"):
-        value, there = FLAGS[name].value, config["flags"].get(name)
+        value = FLAGS[name].value
+        there = config.get("flags", {}).get(name, value)  # trained from Python: unknown
         if there != value:
             raise ValueError(
                 f"--supernet_from={FLAGS.supernet_from} was trained with"

@@ -6,7 +6,7 @@ The float one of --init_from, too, for those that start from trained weights.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,9 +25,42 @@ from fliqs_jax.train.fitting import fit_variables
 FLAGS = flags.FLAGS
 
 
-def load_float(
-    model: nn.Module | nnx.Module, dataset: Dataset
-) -> tuple[TrainedState, float]:
+def float_network(
+    model: nn.Module | nnx.Module,
+    dataset: Dataset,
+    *,
+    steps: int,
+    learning_rate: float | None = None,
+) -> Callable[[], tuple[TrainedState, float]]:
+    """Returns what loads the float network, or trains it in WORKDIR/float.
+
+    Args:
+      model: the network.
+      dataset: its data.
+      steps: of training, without --init_from.
+      learning_rate: the largest; None is that of the flags.
+
+    Returns:
+      A function whose result is the variables, and the seconds that training took.
+    """
+    if FLAGS.init_from is not None:
+        return lambda: (_load_float(model, dataset), 0.0)
+
+    def trained():
+        state, summary = train_network(
+            model,
+            dataset,
+            folder=f"{FLAGS.workdir}/float",
+            steps=steps,
+            learning_rate=learning_rate,
+            **common.run_config()["network"],
+        )
+        return state, summary["seconds"]
+
+    return trained
+
+
+def _load_float(model: nn.Module | nnx.Module, dataset: Dataset) -> TrainedState:
     """Loads the float network of --init_from; refuses one that does not fit."""
     policy_file = pathlib.Path(FLAGS.init_from) / "policy.json"
     if policy_file.exists():
@@ -48,7 +81,7 @@ def load_float(
         jax.jit(init)(jax.random.key(0), images),
         say=common.say,
     )
-    return TrainedState(variables.pop("params"), variables), 0.0
+    return TrainedState(variables.pop("params"), variables)
 
 
 def train_network(
@@ -98,7 +131,7 @@ def train_network(
         config={
             "model": name or FLAGS.model,
             "network": {"name": name, "options": dict(options)},
-            "optimizer": dataclasses.asdict(optimizer),
+            "session": {"data_dir": FLAGS.data_dir},
         },
     )
     network = fq.load_network(folder, model)

@@ -70,20 +70,21 @@ def plan_runs(
             raise ValueError(f"--{name} must differ, got {_listed(values)}")
     if any(not budget > 0 for budget in budgets):
         raise ValueError(f"--cost_targets must be positive, got {_listed(budgets)}")
-    several = len(budgets) > 1
-
-    def named(method: str, budget: float | None, seed: int) -> str:
-        shown = budget if several and not _has_own_cost(method) else None
-        return run_name(method, shown, seed)
-
     runs = []
     for seed in seeds:
         known = methods(seed)
+
+        def named(method: str, budget: float | None, seed=seed, known=known) -> str:
+            # A cost target that is not the budget would be taken for it.
+            told = len(budgets) > 1 or known[method].budget_factor != 1
+            shown = budget if told and not _has_own_cost(method) else None
+            return run_name(method, shown, seed)
+
         for name, method in known.items():
             own_budgets = budgets[:1] if _has_own_cost(name) else budgets
             for budget in own_budgets or (None,):
                 assert known.keys() >= set(method.needs)  # or they are waited for
-                needs = {other: named(other, budget, seed) for other in method.needs}
+                needs = {other: named(other, budget) for other in method.needs}
                 folders = {other: root / run for other, run in needs.items()}
                 target = ()
                 if budget is not None:
@@ -91,7 +92,7 @@ def plan_runs(
                 own = [flag.format_map(folders) for flag in method.flags]
                 runs.append(
                     Run(
-                        name=named(name, budget, seed),
+                        name=named(name, budget),
                         launcher=method.launcher,
                         flags=(*target, *own, f"--seed={seed}"),
                         needs=tuple(needs.values()),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from experiments.comparison.planning import OWN_COST, parse_run_name, split_method
 from fliqs_jax.files import replace_text
 from fliqs_jax.report import TradeOff, write_trade_offs
+from fliqs_jax.searchers.compression.schedule import VARIANTS
 from fliqs_jax.train.workdir import read_json
 
 # In the order of the legend. A method without an entry has its name there.
@@ -71,11 +72,16 @@ def finished_runs(root: pathlib.Path) -> Iterator[Finished]:
             yield Finished(file.parent.name, *parsed, read_json(file))
 
 
-def read_rows(root: pathlib.Path) -> list[Row]:
-    """Returns the finished runs of a comparison's folder, by name."""
+def read_rows(root: pathlib.Path, *, cost: str) -> list[Row]:
+    """Returns the finished runs of a comparison's folder, by name.
+
+    Those of codebooks, whose cost is a size, only where sizes are compared.
+    """
     rows = []
     for name, method, budget, seed, summary in finished_runs(root):
         family, _ = split_method(method)
+        if family in VARIANTS and cost != "size":
+            continue
         reference = summary["cost_of_reference"]
         if budget is None and family not in OWN_COST:
             budget = float(f"{summary['cost_target'] / reference:.6g}")
@@ -105,7 +111,7 @@ def write_results(root: pathlib.Path, *, cost: str, reference: str) -> str:
     Returns:
       The table; empty text while no run has finished.
     """
-    rows = read_rows(root)
+    rows = read_rows(root, cost=cost)
     if not rows:
         return ""
     text = io.StringIO()

@@ -122,7 +122,7 @@ def make_table_latency(
             latency_s = math.exp(between)
         return site.calls * latency_s
 
-    return FormatCost(site_latency)
+    return FormatCost(site_latency, "latency")
 
 
 def _chosen_batch_size(table: LatencyTable, batch_size: int | None) -> int:

@@ -25,6 +25,7 @@ class FormatCost:
     # (site, name of the weights' format, name of the input's) -> cost, which is finite
     # and not negative.
     function: Callable[[Site, str, str], int | float]
+    name: str = "cost"  # a word for reports
 
 
 # Either the above or (site, storage bits of a weight, storage bits of an input element)
@@ -46,6 +47,21 @@ def storage_bits(name: str) -> int:
       (4, 8, 16)
     """
     return int(parse_format(name).storage_bits)
+
+
+def cost_name(site_cost: SiteCost) -> str:
+    """Returns a word for a cost: that of a `FormatCost`, or of a function its own name.
+
+    Example:
+      >>> def site_energy(site, weight_bits, activation_bits):
+      ...     return site.macs * weight_bits
+      >>> cost_name(site_energy)
+      'energy'
+    """
+    if isinstance(site_cost, FormatCost):
+        return site_cost.name
+    name = getattr(site_cost, "__name__", "cost")
+    return name.removeprefix("site_") if name.isidentifier() else "cost"
 
 
 def site_price(
@@ -98,8 +114,10 @@ def site_cost_where(site_cost: SiteCost, where: SiteFilter) -> SiteCost:
     """
 
     if isinstance(site_cost, FormatCost):
-        return FormatCost(site_cost_where(site_cost.function, where))
+        inner = site_cost_where(site_cost.function, where)
+        return FormatCost(inner, site_cost.name)
 
+    @functools.wraps(site_cost)  # it keeps its name
     def filtered(site: Site, weights: Any, activations: Any) -> int | float:
         return site_cost(site, weights, activations) if where(site) else 0
 

@@ -88,7 +88,7 @@ def make_site_storage(
             scales *= -(-site.weight_count // (_channels(site) * block_size))
         return site.weight_count * storage_bits(weights) + scales * scale_bits
 
-    return FormatCost(site_storage)
+    return FormatCost(site_storage, "size")
 
 
 def _channels(site: Site) -> int:

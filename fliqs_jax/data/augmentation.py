@@ -21,6 +21,9 @@ _NO_AUGMENTATION = (
     "emnist",
     "kmnist",
     "binarized_mnist",
+    "mnist_corrupted",
+    "binary_alpha_digits",
+    "cmaterdb",
     "omniglot",
 )
 

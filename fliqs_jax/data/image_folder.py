@@ -5,6 +5,7 @@ would not fit into memory.
 """
 
 import dataclasses
+import io
 import pathlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,12 +57,20 @@ class ImageFolder:
         """Returns a record's image and class.
 
         Raises:
-          ValueError: naming a file that is no image, or of another size.
+          ValueError: naming a file that is no image, of another size, of more than 8
+            bits, or the first in colour.
         """
         path = self.root / record["path"]
         try:
+            encoded = path.read_bytes()
+            mode, _ = _header(path, encoded)
+            if self.image_shape[-1] == 1 and mode not in _GREY:
+                raise ValueError(
+                    f"{path} is in colour, but the first image of every class is grey:"
+                    " make all grey, or the first ones colour"
+                )
             image = decode_image(
-                path.read_bytes(),
+                encoded,
                 channels=self.image_shape[-1],
                 image_size=self.image_size,
             )
@@ -169,10 +178,12 @@ def open_folder(root: pathlib.Path, *, image_size: int | None) -> ImageFolder:
     )
 
 
-def _header(path: pathlib.Path) -> tuple[str, tuple[int, int]]:
+def _header(
+    path: pathlib.Path, encoded: bytes | None = None
+) -> tuple[str, tuple[int, int]]:
     """Returns an image's colour mode, and its width and height."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             mode, size = image.mode, image.size
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -87,5 +87,6 @@ def serialize_program(
             raise
         raise ValueError(
             "batch_size: the model needs a fixed number of images a call, give one"
+            " (--fixed_batch)"
         ) from error
     return bytes(exported.serialize())

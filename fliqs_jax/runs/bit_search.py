@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from fliqs_jax.checks import check_positive, check_within
 from fliqs_jax.costs import SiteCost, check_target, cost_table, site_bops
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs import run_folder
 from fliqs_jax.runs.results import SearchResult
 from fliqs_jax.runs.search_run import OptimizerSettings, run_search
 from fliqs_jax.search_space import SearchSpace
@@ -45,6 +47,7 @@ class QBitOptSettings:
         for name in ("clip_learning_rate", "damping", "least_gain"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_within("[0, 1)", label_smoothing=self.label_smoothing)
 
 
 def damping_schedule(
@@ -104,7 +107,7 @@ def search_bits(
       workdir: a new folder, or that of the same run.
       cost_target: budget as a fraction of the reference's cost; never exceeded.
       job: steps, batch size, seed, and how to run.
-      cost: price of one site, for example `site_bops`, `site_size` or `site_bits`.
+      cost: price of one site.
       cost_reference: format of the uniform policy that costs 1.
       qbitopt: settings of the method.
       optimizer: of the weights.
@@ -120,6 +123,7 @@ def search_bits(
         of reach, the variables another model's, or the workdir another run's.
       TrainingDiverged: if the loss or a sensitivity became NaN or infinite.
     """
+    check_positive(cost_target=cost_target)
     costs = cost_table(space, cost)
     if policy is None:
         check_target(costs, cost_target, cost_reference)
@@ -166,7 +170,13 @@ def search_bits(
         method="qbitopt",
         cost_target=cost_target,
         cost_reference=cost_reference,
-        identity={"updates": None if policy else dataclasses.asdict(updates)},
+        identity={
+            "updates": None if policy else dataclasses.asdict(updates),
+            "settings": run_folder.describe_settings(qbitopt),
+            "optimizer": run_folder.describe_settings(optimizer),
+            "augment": run_folder.describe_settings(augment),
+            "fixed_policy": run_folder.describe_policy(policy),
+        },
         config=config,
         say=say,
     )

@@ -65,6 +65,7 @@ class CellSearchSettings:
     def __post_init__(self):
         check_at_least(1, starts=self.starts)
         check_within("[0, 1)", warmup_fraction=self.warmup_fraction)
+        check_within("[0, 1)", label_smoothing=self.label_smoothing)
         check_positive(clip_norm=self.clip_norm)
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fliqs_jax.checks import check_one_of
+from fliqs_jax.checks import check_one_of, check_within
 from fliqs_jax.costs import storage_bits
 from fliqs_jax.data import Dataset
 from fliqs_jax.deploy import codebook_bits, compression_ratio, save_codebooks
@@ -74,6 +74,7 @@ class CompressionSettings:
 
     def __post_init__(self):
         check_one_of(VARIANTS, method=self.method)
+        check_within("[0, 1)", label_smoothing=self.label_smoothing)
         for name in ("learning_rate", "learning_rate_decay"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -184,6 +185,7 @@ def compress_network(
         "sites": results.describe_sites(sites),
         "codebooks": [[scope.name, scope.c_step.name] for scope in scopes],
         "settings": dataclasses.asdict(settings),
+        "augment": run_folder.describe_settings(augment),
         "size_budget": size_budget,
         "cost": "size",
         "cost_reference": cost_reference,
@@ -193,7 +195,7 @@ def compress_network(
     }
     with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
-            say(f"{folder} holds a finished run")
+            results.say_finished(folder, say, write_page=write_compression_report)
             return results.finished_result(folder)
         reference, seconds = trained()
         if size_budget is not None:

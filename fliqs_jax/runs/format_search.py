@@ -11,10 +11,12 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
+from fliqs_jax.checks import check_positive
 from fliqs_jax.costs import SiteCost, check_target, cost_table, site_bops
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.runs import run_folder
 from fliqs_jax.runs.results import SearchResult
 from fliqs_jax.runs.search_run import OptimizerSettings, run_search
 from fliqs_jax.search_space import SearchSpace
@@ -78,6 +80,7 @@ def search_formats(
         of reach, the variables another model's, or the workdir another run's.
       TrainingDiverged: if the loss became NaN or infinite.
     """
+    check_positive(cost_target=cost_target)
     costs = cost_table(space, cost)
     target = cost_target * costs.reference(cost_reference)
     if policy is None:
@@ -114,7 +117,13 @@ def search_formats(
         method="fliqs",
         cost_target=cost_target,
         cost_reference=cost_reference,
-        identity={"phases": dataclasses.asdict(phases)},
+        identity={
+            "phases": dataclasses.asdict(phases),
+            "settings": run_folder.describe_settings(fliqs),
+            "optimizer": run_folder.describe_settings(optimizer),
+            "augment": run_folder.describe_settings(augment),
+            "fixed_policy": run_folder.describe_policy(policy),
+        },
         config=config,
         say=say,
     )

@@ -135,7 +135,7 @@ def write_network_results(
     summary: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Writes the result files; the summary last, which makes the run a finished one."""
+    """Writes the result files; the summary makes the run a finished one."""
     found.policy.save(folder / "policy.json")
     write_json(
         folder / supernets.ARCHITECTURE_FILE,

@@ -184,7 +184,8 @@ def _recreate(network: dict[str, Any], folder: pathlib.Path) -> nn.Module:
         return net.subnetwork(network["choice"])
     if network["name"] is None:
         raise ValueError(
-            f"the network of {folder} was not created by name: pass model="
+            f"the network of {folder} was not created by name: pass model= (to a"
+            " launcher, --factory=package.module:factory)"
         )
     return create_model(
         network["name"], num_classes=network["num_classes"], **network["options"]

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
+from fliqs_jax.checks import check_positive
 from fliqs_jax.costs import SiteCost, check_fraction, site_bops
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SupernetRecord, architecture_record
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.report import write_network_report
 from fliqs_jax.runs import results, run_folder
 from fliqs_jax.runs.found_network import FoundNetwork, write_network_results
 from fliqs_jax.runs.network import save_network
@@ -91,11 +93,20 @@ def search_network(
     """
     say = processes.spoken_once(say)
     mesh, costs = make_mesh(), JointCost(space, cost)
+    check_positive(cost_target=cost_target)
     fixed = _fixed(space, architecture, policy)
     reference = costs.reference(cost_reference)
+    least, most = joint_extremes(costs, allowed_options(costs, fixed))
     searching = bool((fixed < 0).any())
     if searching:
-        _check_target(costs, fixed, cost_target, cost_reference)
+        check_fraction(
+            cost_target,
+            f"the full network in uniform {cost_reference}",
+            unit=reference,
+            least=least,
+            most=most,
+            num_decisions=int((fixed < 0).sum()),
+        )
     phases = settings.make_phases(job.steps, searching=searching)
     target = cost_target * reference
     quantized = QuantizedModel(
@@ -129,9 +140,13 @@ def search_network(
         # Of the decisions about the architecture, which come first.
         "architecture_options": {d.name: list(d.options) for d in space.net.decisions},
         "fixed": fixed.tolist(),
+        **run_folder.describe_cost(cost, reference=reference, least=least, most=most),
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         "phases": dataclasses.asdict(phases),
+        "settings": run_folder.describe_settings(settings),
+        "optimizer": run_folder.describe_settings(optimizer),
+        "augment": run_folder.describe_settings(augment),
         **run_folder.describe_job(job, mesh),
         "network": run_folder.describe_network(
             dataset, space.net.sites, per_channel=settings.per_channel
@@ -142,7 +157,7 @@ def search_network(
     }
     with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
-            say(f"{folder} holds a finished run")
+            results.say_finished(folder, say, write_page=write_network_report)
             return results.finished_result(folder)
         state, _, facts = run_job(
             searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say
@@ -164,20 +179,6 @@ def search_network(
             lambda: write_network_results(folder, found, record, summary, say)
         )
         return results.finished_result(folder)
-
-
-def _check_target(
-    costs: JointCost, fixed: Int[np.ndarray, "L"], cost_target: float, reference: str
-) -> None:
-    least, most = joint_extremes(costs, allowed_options(costs, fixed))
-    check_fraction(
-        cost_target,
-        f"the full network in uniform {reference}",
-        unit=costs.reference(reference),
-        least=least,
-        most=most,
-        num_decisions=int((fixed < 0).sum()),
-    )
 
 
 def _fixed(

@@ -2,7 +2,7 @@
 
 Measures sensitivities, allocates the budget, applies the policy found as it is: fresh
 batch statistics, no training. The finished workdir is like a search's. How values are
-measured is in `sensitivity` and `fisher`, how a budget is spent in `costs.allocation`.
+measured is in `meter` and `fisher`, how a budget is spent in `costs.allocation`.
 """
 
 import csv
@@ -158,6 +158,9 @@ def allocate_formats(
         "sites": results.describe_sites(space.sites),
         "decisions": list(space.decision_names),
         "options": list(space.option_names),
+        **run_folder.describe_cost(
+            cost, reference=reference, least=costs.minimum(), most=costs.maximum()
+        ),
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         "steps": steps,
@@ -170,7 +173,7 @@ def allocate_formats(
     }
     with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
-            say(f"{folder} holds a finished run")
+            results.say_finished(folder, say)
             return results.finished_result(folder)
         state, training_seconds = trained()
         classifier = Classifier.of(

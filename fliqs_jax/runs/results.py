@@ -111,6 +111,24 @@ def write_results(
     say(f"report: {report}")
 
 
+def say_finished(
+    folder: pathlib.Path,
+    say: Callable[[str], None],
+    *,
+    write_page: Callable[[pathlib.Path], Any] = write_report,
+) -> None:
+    """Tells that a run needs no more work, and writes its page if a kill left it out.
+
+    Args:
+      folder: of the run, with its `summary.json`.
+      say: receives the line.
+      write_page: writes `report.html`, which the summary comes before.
+    """
+    say(f"{folder} holds a finished run")
+    if not (folder / "report.html").exists():
+        processes.on_main(lambda: write_page(folder))
+
+
 def finished_result(folder: pathlib.Path) -> SearchResult:
     """Returns the result that a finished workdir holds."""
     processes.await_file(folder / "summary.json")

@@ -5,6 +5,8 @@ from another is its method's to say.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fliqs_jax.costs import SiteCost, cost_name
 from fliqs_jax.data import Dataset
+from fliqs_jax.policy import Policy
 from fliqs_jax.sites import Site
 from fliqs_jax.train.fitting import describe_variables, fit_variables
 from fliqs_jax.train.job import JobSettings
@@ -83,6 +87,55 @@ def describe_network(
         "per_channel": per_channel,
         "attention_products": any(site.product for site in sites),
     }
+
+
+def describe_settings(settings: Any) -> Any:
+    """Returns settings as what JSON holds: dataclasses by field, functions by name.
+
+    Example:
+      >>> @dataclasses.dataclass
+      ... class Settings:
+      ...     steps: int = 3
+      ...     measure: Callable = max
+      >>> describe_settings(Settings())
+      {'steps': 3, 'measure': 'max'}
+    """
+    if dataclasses.is_dataclass(settings):
+        names = [field.name for field in dataclasses.fields(settings)]
+        return {name: describe_settings(getattr(settings, name)) for name in names}
+    if isinstance(settings, Mapping):
+        return {name: describe_settings(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [describe_settings(value) for value in settings]
+    if isinstance(settings, functools.partial):
+        return {
+            "function": describe_settings(settings.func),
+            **describe_settings(settings.keywords),
+        }
+    if callable(settings):
+        return getattr(settings, "__qualname__", type(settings).__name__)
+    return settings
+
+
+def describe_policy(policy: Policy | None) -> dict[str, str] | None:
+    """Returns the formats of a policy that is given, by site."""
+    if policy is None:
+        return None
+    return {path: "/".join(formats) for path, formats in policy.items()}
+
+
+def describe_cost(
+    site_cost: SiteCost, *, reference: float, least: float, most: float
+) -> dict[str, Any]:
+    """Returns what a run's prices are: their name, and a few of them to know them by.
+
+    Args:
+      site_cost: the price of a site.
+      reference: what costs 1.
+      least: lowest cost of a policy.
+      most: highest.
+    """
+    return {"cost": cost_name(site_cost), "costs": [reference, least, most]}
 
 
 def describe_job(job: JobSettings, mesh: Mesh) -> dict[str, Any]:

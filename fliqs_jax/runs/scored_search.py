@@ -63,7 +63,10 @@ def search_cell_by_scores(
         or a log is of another space.
     """
     if count < 10:
-        raise ValueError(f"count must be 10 or more to predict others by, got {count}")
+        raise ValueError(
+            "count (--scored_cells) must be 10 or more to predict others by, got"
+            f" {count}"
+        )
     check_limits(NASBENCH201, limits)
     timer = Timer()
     within = cells_within(NASBENCH201, limits)
@@ -119,7 +122,7 @@ def score_some(
     )
     for path in known:
         if not path.exists():
-            raise FileNotFoundError(f"known scores {path}: no such file")
+            raise FileNotFoundError(f"known scores (--scores) {path}: no such file")
     rows = _rows(own)
     theirs = {choice: row for each in others for choice, row in _rows(each).items()}
     if copied := {choice: theirs[choice] for choice in theirs if choice not in rows}:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from fliqs_jax.checks import check_not_negative, check_one_of, check_positive
 from fliqs_jax.costs import CostTable, make_site_storage, policy_cost
 from fliqs_jax.data import Dataset
 from fliqs_jax.policy import Policy, SiteFormats
@@ -24,7 +25,11 @@ from fliqs_jax.train import processes
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.job import JobSettings, Searcher, run_job
 from fliqs_jax.train.mapping import make_mesh
-from fliqs_jax.train.optimizers import cosine_schedule, make_optimizer
+from fliqs_jax.train.optimizers import (
+    OPTIMIZERS,
+    cosine_schedule,
+    make_optimizer,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,11 @@ class OptimizerSettings:
     name: str = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
+
+    def __post_init__(self):
+        check_one_of(OPTIMIZERS, optimizer=self.name)
+        check_positive(learning_rate=self.learning_rate)
+        check_not_negative(weight_decay=self.weight_decay)
 
     def make(
         self, steps: int, *, restart_at: int | None = None
@@ -110,6 +120,12 @@ def run_search(
         "sites": results.describe_sites(space.sites),
         "decisions": list(space.decision_names),
         "options": list(space.option_names),
+        **run_folder.describe_cost(
+            searcher.costs.site_cost,
+            reference=reference,
+            least=searcher.costs.minimum(),
+            most=searcher.costs.maximum(),
+        ),
         "cost_reference": cost_reference,
         "cost_target": cost_target,
         **identity,
@@ -127,7 +143,7 @@ def run_search(
     }
     with run_folder.open_run(workdir, identity, config) as (folder, finished):
         if finished:
-            say(f"{folder} holds a finished run")
+            results.say_finished(folder, say)
             return results.finished_result(folder)
         state, evaluator, facts = run_job(
             searcher, dataset, job, workdir=str(folder), mesh=mesh, say=say

@@ -27,7 +27,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from fliqs_jax.checks import check_positive
+from fliqs_jax.checks import check_positive, check_within
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.policy import Policy
@@ -76,6 +76,7 @@ class SupernetSettings:
                 " (0 with sandwich=True)"
             )
         check_positive(temperature=self.temperature)
+        check_within("[0, 1)", label_smoothing=self.label_smoothing)
         if not self.clip_norm >= 0:
             raise ValueError(
                 f"clip_norm must be positive, or 0 for none, got {self.clip_norm}"
@@ -267,6 +268,7 @@ def train_supernet(
         "decisions": {d.name: list(d.options) for d in net.decisions},
         "settings": dataclasses.asdict(settings),
         "optimizer": dataclasses.asdict(optimizer),
+        "augment": run_folder.describe_settings(augment),
         **run_folder.describe_job(job, mesh),
         "network": run_folder.describe_network(dataset, net.sites),
         **run_folder.describe_start(

@@ -80,9 +80,41 @@ class Classifier:
     def of(
         cls, quantized: QuantizedModel, dataset: Dataset, augment: Augment | None = None
     ) -> "Classifier":
-        """Returns a classifier with the input statistics of a data set."""
+        """Returns a classifier with the input statistics of a data set.
+
+        Raises:
+          ValueError: if the model returns something else than a logit for each class.
+        """
         mean, std = tuple(dataset.mean.tolist()), tuple(dataset.std.tolist())
-        return cls(quantized, mean, std, augment)
+        classifier = cls(quantized, mean, std, augment)
+        classifier.check_outputs(dataset)
+        return classifier
+
+    def check_outputs(self, dataset: Dataset) -> None:
+        """Refuses a model without a logit for each of the data's classes."""
+        image = jax.ShapeDtypeStruct((1, *dataset.train.image_shape), jnp.uint8)
+
+        def output(image):
+            params, state = self.init(jax.random.key(0), image)
+            return self.quantized.apply(
+                {"params": params, **state},
+                self.normalise(image),
+                **training_arguments(self.quantized.model, train=False),
+            )
+
+        logits = jax.eval_shape(output, image)
+        wanted = f"logits [B, {dataset.num_classes}] for {dataset.name!r}"
+        if not isinstance(logits, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"model must return {wanted}, got a {type(logits).__name__}: wrap it in"
+                " a module that returns the logits alone, such as"
+                " self.inner(images).logits"
+            )
+        if logits.shape != (1, dataset.num_classes):
+            raise ValueError(
+                f"model must return {wanted}, got {list(logits.shape)} for one image:"
+                f" give it {dataset.num_classes} outputs"
+            )
 
     def init(self, key: Array, images: ArrayLike) -> tuple[PyTree, PyTree]:
         """Returns freshly initialised (params, model state)."""

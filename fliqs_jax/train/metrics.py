@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Shaped
-from jaxtyping import UInt8 as Byte
 
 from fliqs_jax.files import replace_text
 from fliqs_jax.train import processes
@@ -104,11 +103,6 @@ class MetricsWriter:
         for name, value in values.items():
             if not isinstance(value, str) and value is not None and np.ndim(value) == 0:
                 self._events.add_scalar(f"{kind}/{name}", float(value), step)
-
-    def image(self, name: str, step: int, pixels: Byte[np.ndarray, "H W 3"]) -> None:
-        """Adds an RGB picture to TensorBoard."""
-        if self._events is not None:
-            self._events.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is pending and ends; further calls do nothing."""

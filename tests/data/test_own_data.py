@@ -229,8 +229,17 @@ def test_grey_folder_has_one_channel_unless_a_class_is_in_colour(write_folder):
 def test_images_of_sixteen_bits_are_refused(write_folder):
     folder = write_folder({"train": (CLASSES, 9)})
     deep = Image.fromarray(np.full((6, 6), 40_000, np.uint16))
-    deep.save(folder / "train" / "cat" / "000.png")
-    with pytest.raises(ValueError, match="000.png has more than 8 bits a channel"):
+    file = max((folder / "train" / "cat").iterdir())  # not the one that is looked at
+    deep.save(file)
+    with pytest.raises(ValueError, match=f"{file.name} has more than 8 bits a channel"):
+        fq.load_dataset(str(folder))
+
+
+def test_colour_after_grey_is_refused(write_folder):
+    folder = write_folder({"train": (CLASSES, 9)}, mode="L")
+    file = max((folder / "train" / "cat").iterdir())
+    Image.new("RGB", (6, 6), "red").save(file)
+    with pytest.raises(ValueError, match=f"{file.name} is in colour, but the first"):
         fq.load_dataset(str(folder))
 
 

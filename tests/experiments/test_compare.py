@@ -91,13 +91,16 @@ def test_networks_are_searched_whole_and_in_parts_at_one_budget(planned, tmp_pat
         *("--fliqnas", "--cost_targets=0.05"),
     )
     assert [name.removesuffix("-seed0") for name in runs] == [
-        *("fliqnas", "full_formats", "architecture", "architecture_formats")
+        *("fliqnas", "full_formats", "architecture-at0.05", "architecture_formats")
     ]
     assert all(run.launcher == "experiments.fliqnas" for run in runs.values())
-    first, then = runs["architecture-seed0"], runs["architecture_formats-seed0"]
+    first, then = (
+        runs[f"{name}-seed0"]
+        for name in ("architecture-at0.05", "architecture_formats")
+    )
     assert {"--policy=int8", "--cost_target=0.2"} <= set(first.flags)
-    assert then.needs == ("architecture-seed0",)
-    folder = tmp_path / "architecture-seed0"
+    assert then.needs == ("architecture-at0.05-seed0",)
+    folder = tmp_path / "architecture-at0.05-seed0"
     assert {f"--architecture={folder}", "--cost_target=0.05"} <= set(then.flags)
 
 
@@ -203,6 +206,25 @@ def test_a_mistake_is_refused_before_anything_runs(arguments, message, planned):
         planned(*arguments)
 
 
+def test_a_folder_holds_one_comparison(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "execute", lambda *_, **__: {})
+
+    def compared(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            flags.FLAGS(["compare", f"--workdir={tmp_path / 'c'}", *arguments])
+            compare.run()
+
+    compared("--steps=10", "--seeds=0")
+    compared("--steps=10", "--seeds=0,1", "--qbitopt", "--jobs=2", "--keep=1")
+    with pytest.raises(ValueError, match='flags.steps: "--steps=10" there'):
+        compared("--steps=20", "--seeds=0")
+    with pytest.raises(ValueError, match="flags.cost_targets"):
+        compared("--steps=10", "--seeds=0", "--cost_targets=0.2")
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        compared("--steps=10", "--seeds=0", "--jobs=0")
+
+
 @pytest.mark.slow
 def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
     arguments = (
@@ -217,7 +239,7 @@ def test_launchers_take_the_flags_that_they_are_handed(tmp_path):
         flags.FLAGS.unparse_flags()
         flags.FLAGS(["compare", *arguments])
         compare.run()
-    rows = read_rows(tmp_path)
+    rows = read_rows(tmp_path, cost="bops")
     assert len(rows) == 6
     assert {row.budget for row in rows} == {None, 0.2}
     for row in rows:

@@ -59,7 +59,7 @@ def test_csv_has_a_row_for_each_finished_run(root):
 
 
 def test_table_has_mean_deviation_and_sample_size_best_first_in_a_budget(root):
-    lines = comparison_table(read_rows(root)).splitlines()
+    lines = comparison_table(read_rows(root, cost="bops")).splitlines()
     deviation = statistics.stdev([76, 78, 80])
     assert lines[0].startswith("| budget | method | runs | test accuracy, % |")
     assert lines[2:] == [
@@ -74,7 +74,7 @@ def test_table_has_mean_deviation_and_sample_size_best_first_in_a_budget(root):
 
 
 def test_points_of_the_plot_are_in_the_order_of_the_legend(root):
-    points = trade_offs(read_rows(root))
+    points = trade_offs(read_rows(root, cost="bops"))
     assert [point.series for point in points] == [
         "search (FLIQS)", "QBitOpt", "QBitOpt", "uniform", "random policies",
         "by sensitivity (loss), untrained", "float",
@@ -114,3 +114,12 @@ def test_a_method_without_a_title_has_its_name():
     assert title("new_one") == "new one"
     assert title("sensitivity_kl") == "by sensitivity (kl), trained"
     assert title("qbitopt_uniform_int4") == "uniform, learned steps"
+
+
+def test_sizes_are_not_drawn_among_bit_operations(root):
+    (root / "search-seed0").rename(root / "lc_k2-seed0")
+    known = {cost: {r.method for r in read_rows(root, cost=cost)} for cost in COSTS}
+    assert "lc_k2" in known["size"] and "lc_k2" not in known["bops"]
+
+
+COSTS = ("bops", "size")

@@ -111,7 +111,10 @@ class MultiplierSettings:
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.used and self.hinge:
-            raise ValueError("used needs hinge=False: with it nothing rewards cost")
+            raise ValueError(
+                "used (--use_limits) needs hinge=False (no --hinge): with it nothing"
+                " rewards cost"
+            )
 
 
 def penalty(

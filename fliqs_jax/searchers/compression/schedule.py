@@ -48,7 +48,8 @@ class LSteps:
         if not self.ends or any(np.diff([0, *self.ends]) < 1):
             raise ValueError(
                 "ends must be steps in ascending order from 1 on, each L step having "
-                f"one at least, got {self.ends}: take fewer L steps or more steps"
+                f"one at least, got {self.ends}: take fewer L steps"
+                " (--lc_steps) or more steps (--steps)"
             )
         if not self.mu > 0 or not self.growth >= 1:
             raise ValueError(

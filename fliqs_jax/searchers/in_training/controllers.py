@@ -4,7 +4,8 @@ The recipes themselves are `fliqs_jax.controller.recipes`; here they get a cost 
 target and the steps at which they begin and end.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -38,6 +39,30 @@ class Prices(Protocol):
 Recipe = Callable[[Prices, float, Phases], Controller]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """A recipe of ours, its settings in the open so that a run can record them."""
+
+    make: Callable[..., Controller]
+    settings: Mapping[str, Any]
+
+    def __call__(self, costs: Prices, target: float, phases: Phases) -> Controller:
+        cost = costs.of if self.make is published else costs.expected
+        own = {}
+        if self.make is default:
+            own = {
+                "option_bits": costs.option_bits,
+                "marginal_effects": costs.marginal_effects,
+            }
+        return self.make(
+            lambda chosen: cost(chosen) / target,
+            **own,
+            warmup_steps=phases.warmup_end,
+            end_step=max(phases.search_end, phases.warmup_end + 1),
+            **self.settings,
+        )
+
+
 def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
     """Returns the recipe of a controller with some of its settings changed.
 
@@ -45,21 +70,4 @@ def recipe(make: Callable[..., Controller], **settings: Any) -> Recipe:
       make: `controller.default`, `leave_one_out` or `published`.
       **settings: keyword arguments of `make`.
     """
-
-    def for_run(costs: Prices, target: float, phases: Phases) -> Controller:
-        cost = costs.of if make is published else costs.expected
-        own = {}
-        if make is default:
-            own = {
-                "option_bits": costs.option_bits,
-                "marginal_effects": costs.marginal_effects,
-            }
-        return make(
-            lambda chosen: cost(chosen) / target,
-            **own,
-            warmup_steps=phases.warmup_end,
-            end_step=max(phases.search_end, phases.warmup_end + 1),
-            **settings,
-        )
-
-    return for_run
+    return _Chosen(make, settings)

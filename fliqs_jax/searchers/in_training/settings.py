@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fliqs_jax.checks import check_at_least
+from fliqs_jax.checks import check_at_least, check_within
 from fliqs_jax.controller import default, published
 from fliqs_jax.searchers.in_training.controllers import Recipe, recipe
 from fliqs_jax.searchers.in_training.judging import Quality, negated_loss
@@ -31,6 +31,7 @@ class FliqsSettings:
     def __post_init__(self):
         check_at_least(1, judge_every=self.judge_every)
         check_at_least(1, calibrate_every=self.calibrate_every)
+        check_within("[0, 1)", label_smoothing=self.label_smoothing)
 
     def make_phases(self, steps: int, *, searching: bool) -> Phases:
         """Returns the phases of a run, or of a training where nothing is searched."""

@@ -43,8 +43,8 @@ def probed_diagonal(
     .. math:: v \odot H v, \quad v_i = \pm 1 \text{ at random}
 
     Unbiased, so the sum over any part of the weights is an estimate of that part's
-    trace. One Hessian-vector product, by forward mode over the gradient: about two
-    gradients' worth of time.
+    trace. One Hessian-vector product, the gradient of the gradient along v: about
+    two gradients' worth of time.
 
     Args:
       loss: of weights.

@@ -1,6 +1,6 @@
 """The table of sensitivities by name of a measure, and kept while it is measured.
 
-What is measured and how is in `sensitivity` and `fisher`; this is for runs that want a
+What is measured and how is in `meter` and `fisher`; this is for runs that want a
 table in their folder, whichever measure they were told.
 """
 
