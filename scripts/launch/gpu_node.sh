@@ -5,7 +5,8 @@
 #   bash scripts/launch/gpu_node.sh runs/imagenet --dataset=imagenet2012 --image_size=224
 #   CUDA_VISIBLE_DEVICES=0,1 bash scripts/launch/gpu_node.sh runs/two_gpus
 #
-# Once, beforehand: pip install -e . "jax[cuda13]"
+# Once, beforehand: pip install -e . "jax[cuda13]", and prepare the data set (docs/data.md).
+# With tensorflow installed --download does that; ImageNet's files are fetched by hand first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 workdir="${1:?usage: gpu_node.sh WORKDIR [flags of experiments.fliqs]}"

@@ -6,7 +6,8 @@
 #
 # The workdir is a folder that all nodes share. Submitted again it resumes, also after
 # the time limit: two minutes before it, all save a checkpoint and stop. Start it in the
-# checkout, with the environment that has `pip install -e . "jax[cuda13]"` active.
+# checkout, with the environment that has `pip install -e . "jax[cuda13]"` active, and with
+# the data set prepared in --data_dir (docs/data.md): with --download each process would.
 #SBATCH --job-name=fliqs
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4

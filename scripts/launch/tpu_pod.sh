@@ -7,8 +7,9 @@
 #     bash scripts/launch/tpu_pod.sh cifar10 --dataset=cifar10 --data_dir=/mnt/share/tfds
 #
 # SHARE is an NFS folder that all hosts reach (Cloud Filestore, say): it holds the
-# workdirs, /mnt/share/runs/NAME, and the data set. Make the slice beforehand as in
-# tpu_vm.sh, with a larger --accelerator-type.
+# workdirs, /mnt/share/runs/NAME, and the data set, prepared there beforehand
+# (docs/data.md): with --download each host would. Make the slice beforehand as in
+# tpu_vm.sh, with a larger --accelerator-type. Its hosts need Python 3.11 or newer.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${TPU:?name of the pod slice}" "${ZONE:?its zone}" "${SHARE:?HOST:/FOLDER of an NFS share}"
