@@ -167,6 +167,23 @@ def test_clips_have_the_slopes_of_lsq(per_channel):
     assert all(abs(float(slope[0])) > 1e-3 for slope in slopes)
 
 
+def test_a_clip_beyond_the_largest_weight_finds_its_way_back():
+    x = jax.random.normal(jax.random.key(0), (6, 8))
+    qm = QuantizedModel(nn.Dense(3), learned_clips=True)
+    params = qm.init(jax.random.key(2), x)["params"]
+
+    def output(clip):
+        policy = formats(qm, x, clip[None], jnp.array([1.5]), name="int2")
+        return qm.apply({"params": params}, x, policy=policy)
+
+    def loss(clip):
+        return jnp.square(output(clip) - x @ params["kernel"]).mean()
+
+    far = jnp.float32(4.0)  # in root mean squares; of 8 weights none is as large
+    np.testing.assert_array_equal(output(far), output(2 * far))
+    assert jax.grad(loss)(far) > 1e-3  # less of it is better
+
+
 def test_learned_clips_quantize_as_given_ones_do():
     x = jax.random.normal(jax.random.key(0), (6, 8))
     outputs = []

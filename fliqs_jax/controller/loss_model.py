@@ -114,7 +114,8 @@ def option_effects(
       state: the sums so far.
       shape: (L, K).
       ridge: rho, in samples: an option's effect is pulled to 0, its decision's mean,
-        as strongly as that many observations would; positive.
+        as strongly as that many observations would (on each device, where increments
+        are averaged over several); positive.
 
     Returns:
       m, in units of the loss; each row sums to 0.

@@ -234,7 +234,7 @@ def default(
       num_samples: S >= 2, policies judged on one batch.
       temperature: tau, the first temperature in units of the effects' spread.
       decay: share of the sums that an update keeps; 1 forgets nothing.
-      ridge: observations that pull an effect to 0.
+      ridge: observations, on each device, that pull an effect to 0.
       option_bits: width of each of the K options, [K] or for each decision [L, K]. In
         the final scores no option then counts for less than a narrower one: where it
         seems to, that is noise, and a budget that would stay unspent goes to the wider
@@ -264,7 +264,8 @@ def default(
     _check_samples(num_samples)
     if not (temperature > 0 and ridge > 0 and 0 < decay <= 1):
         raise ValueError(
-            "temperature and ridge must be positive and decay in (0, 1], got "
+            "temperature (--policy_temperature) and ridge (--policy_ridge) must be "
+            "positive and decay in (0, 1], got "
             f"temperature={temperature}, ridge={ridge}, decay={decay}"
         )
     fraction_of = half_cosine(1.0, delay=warmup_steps, total=end_step)

@@ -92,13 +92,17 @@ def make_site_storage(
 
 
 def _channels(site: Site) -> int:
-    """Output channels: what the layer does not sum over."""
+    """Output channels of all weights: what the layer does not sum over.
+
+    Weights of one site (of a recurrent cell, say) have as many each.
+    """
     if not site.weight_count:  # an attention product: its operands are not stored
         return 0
     axes = range(len(site.weight_shape))
     # A site written by hand need not name its weights: linen's channel axis is last.
     contracted = site.weights[0].contracted_axes if site.weights else axes[:-1]
-    return math.prod(site.weight_shape[axis] for axis in axes if axis not in contracted)
+    kept = (site.weight_shape[axis] for axis in axes if axis not in contracted)
+    return math.prod(kept) * max(len(site.weights), 1)
 
 
 def model_bits(

@@ -158,7 +158,7 @@ def _prepare(builder: Any) -> None:
     try:
         builder.download_and_prepare()
     except ImportError as error:
-        raise RuntimeError(
+        raise ValueError(
             f"preparing {builder.name!r} needs a package that is missing ({error}); "
             "TFDS needs TensorFlow to write some sets, never to read them: prepare it "
             f"once where TensorFlow is installed, by `tfds build {builder.name} "

@@ -13,7 +13,6 @@ Codebooks have a file of their own, `codebook_file`.
 
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from fliqs_jax.formats import parse_format
 from fliqs_jax.policy import Policy
 from fliqs_jax.quantized_model.riding import layer_index
 from fliqs_jax.quantized_model.weights import StoredWeight
+from fliqs_jax.safetensors_arrays import read_safetensors
 from fliqs_jax.sites import Site
 
 _VERSION = "1"
@@ -86,7 +86,8 @@ def save_weights(
             )
     for name, leaf in flax.traverse_util.flatten_dict(variables).items():
         if name[0] != "params" or name[1:] not in stored:
-            tensors["/".join(name)] = np.ascontiguousarray(nn.meta.unbox(leaf))
+            # Not `ascontiguousarray`, which gives a scalar an axis.
+            tensors["/".join(name)] = np.asarray(nn.meta.unbox(leaf), order="C")
     metadata = {"fliqs_jax_weights": _VERSION, "weights": json.dumps(rows)}
     replace_bytes(path, safetensors.numpy.save(tensors, metadata))
 
@@ -99,8 +100,7 @@ def load_weights(path: str | os.PathLike[str]) -> PyTree:
     Raises:
       ValueError: if the file is none of `save_weights`.
     """
-    data = pathlib.Path(path).read_bytes()
-    tensors = safetensors.numpy.load(data)
+    tensors = read_safetensors(path)
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     if metadata.get("fliqs_jax_weights") != _VERSION:

@@ -24,9 +24,8 @@ from fliqs_jax.quantized_model.riding import FlatParams, SiteGroup, collect_rows
 # float32 whose gradients accumulate by their maximum, not by their sum. Flax made it
 # for the same need: ranges of a layer that runs several times.
 _MAX_DTYPE = fp8_ops.fp32_max_grad
-_NUM_STATISTICS = (
-    4  # of a row, before its samples: calls, mean square, maximum, -minimum
-)
+# Of a row, before its samples: calls, mean square, size, maximum, -minimum.
+_NUM_STATISTICS = 5
 SUMS, MAXIMA = "fliqs_jax_sums", "fliqs_jax_maxima"  # names of the riding leaves
 
 
@@ -44,8 +43,9 @@ class Observations:
     maximum: Float[Array, "L"]  # over all calls
     minimum: Float[Array, "L"]  # over all calls
     mean_square: Float[Array, "L"]  # mean over calls
-    # Values of the input spread evenly over it, ascending. Of several calls: the mean
-    # of each order statistic.
+    size: Float[Array, "L"]  # number of values, mean over calls
+    # Values of the input spread evenly over it, ascending. Of several calls: each order
+    # statistic where it is largest in magnitude, so a quiet call hides no loud one.
     samples: Float[Array, "L S"]
 
 
@@ -57,7 +57,7 @@ def zero_leaves(groups: Sequence[SiteGroup], num_samples: int) -> FlatParams:
         leaves[group.leaf_path(SUMS)] = jnp.zeros(shape, jnp.float32)
         if group.calls > 1:
             leaves[group.leaf_path(MAXIMA)] = lax.full(
-                group.leaf_shape(2), -np.inf, _MAX_DTYPE
+                group.leaf_shape(2 + 2 * num_samples), -np.inf, _MAX_DTYPE
             )
     return leaves
 
@@ -65,7 +65,8 @@ def zero_leaves(groups: Sequence[SiteGroup], num_samples: int) -> FlatParams:
 def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations:
     """Turns the gradients of `zero_leaves` into Observations."""
     rows = collect_rows(leaves, groups, SUMS)
-    calls, sum_of_means, maximum, negated_minimum = rows[:, :_NUM_STATISTICS].T
+    calls, squares, sizes, maximum, negated_minimum = rows[:, :_NUM_STATISTICS].T
+    samples = rows[:, _NUM_STATISTICS:]
     expected = np.repeat([g.calls for g in groups], [g.num_layers for g in groups])
     # The sums of extremes say nothing when a site ran more than once.
     valid = (calls > 0) & ((calls < 1.5) | (expected > 1))
@@ -78,13 +79,17 @@ def read_leaves(leaves: FlatParams, groups: Sequence[SiteGroup]) -> Observations
         extremes = collect_rows(maxima, repeated, MAXIMA)
         maximum = maximum.at[expected > 1].set(extremes[:, 0])
         negated_minimum = negated_minimum.at[expected > 1].set(extremes[:, 1])
+        high, negated_low = jnp.split(extremes[:, 2:], 2, axis=1)
+        loudest = jnp.where(high >= negated_low, high, -negated_low)
+        samples = samples.at[expected > 1].set(loudest)
     calls = jnp.where(valid, calls, jnp.nan)
     return Observations(
         absmax=jnp.where(valid, jnp.maximum(maximum, negated_minimum), jnp.nan),
         maximum=jnp.where(valid, maximum, jnp.nan),
         minimum=jnp.where(valid, -negated_minimum, jnp.nan),
-        mean_square=sum_of_means / calls,
-        samples=rows[:, _NUM_STATISTICS:] / calls[:, None],
+        mean_square=squares / calls,
+        size=sizes / calls,
+        samples=jnp.where(valid[:, None], samples, jnp.nan),
     )
 
 
@@ -115,8 +120,9 @@ def _carry_out_backward(repeated, residuals, gradient):
     row = _like(*residuals)
     if not repeated:
         return gradient, row, None
-    maxima = lax.convert_element_type(row[2:_NUM_STATISTICS], _MAX_DTYPE)
-    return gradient, row, maxima
+    _, extremes, samples = jnp.split(row, [_NUM_STATISTICS - 2, _NUM_STATISTICS])
+    maxima = jnp.concatenate([extremes, samples, -samples])
+    return gradient, row, lax.convert_element_type(maxima, _MAX_DTYPE)
 
 
 _carry_out.defvjp(_carry_out_forward, _carry_out_backward)
@@ -139,7 +145,8 @@ def _like(row, primal):
 def _statistics(x, sums):
     x = x.astype(jnp.float32)
     one, mean_square = jnp.ones((), jnp.float32), jnp.mean(jnp.square(x))
-    numbers = jnp.stack([one, mean_square, jnp.max(x), jnp.max(-x)])
+    size = jnp.full((), x.size, jnp.float32)
+    numbers = jnp.stack([one, mean_square, size, jnp.max(x), jnp.max(-x)])
     positions = _spread_indices(x.size, sums.size - _NUM_STATISTICS)
     return jnp.concatenate([numbers, jnp.sort(x.reshape(-1)[positions])])
 

@@ -79,7 +79,8 @@ def quantize_weights_by(
 ) -> PyTree:
     """Returns params, the weights of all sites on the grids that an observer chooses.
 
-    Zeros stay zeros on every grid, so masked weights get those of the live ones.
+    Zeros stay zeros on every grid, so masked weights change none of `minmax` and `mse`;
+    those of `percentile` and `kl` count them.
 
     Args:
       params: of the model.

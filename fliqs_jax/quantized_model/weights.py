@@ -252,7 +252,7 @@ def _bound(
     .. math:: \min(\max |w|, c \, \sqrt{\overline{w^2}})
 
     Maximum and mean run over the contracted axes, or over the tensor. Without a clip
-    factor c the maximum decides alone.
+    factor c the maximum decides alone. The gradient is that of the second operand.
     """
     _, clip = unpack_format(row)
     layer = lax.stop_gradient(layer)
@@ -263,5 +263,8 @@ def _bound(
     if clip is not None:
         square = jnp.square(layer.astype(jnp.float32))
         rms = jnp.sqrt(jnp.mean(square, axis=contracted, keepdims=kept is not None))
-        bound = jnp.minimum(bound, clip * rms)
+        # A learned clip beyond the maximum must find its way back: the gradient passes.
+        reach = clip * rms
+        capped = lax.stop_gradient(jnp.minimum(bound, reach))
+        bound = capped + (reach - lax.stop_gradient(reach))
     return bound

@@ -4,6 +4,7 @@ A search shares one copy of the weights among formats whose best clips differ wi
 so it keeps a bound per site and format. The scale of a bound is `scale_of_bound`'s.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Num
 
 from fliqs_jax.formats import Format
 from fliqs_jax.quantizers.scales import (
@@ -23,6 +24,7 @@ from fliqs_jax.quantizers.scales import (
 )
 
 _CANDIDATES = 48  # of the coarse grid, 8 % apart; 1 % in the finer one
+_BEYOND = 12  # further ones, up to an extreme that the samples lack
 _GAUSSIAN_POINTS = 2**14
 _LARGEST_FACTOR = 8.0
 
@@ -35,9 +37,17 @@ def _check_stacked(formats: Format) -> None:
 
 
 def _least_error_ratios(
-    error: Callable[[Format, Float[Array, ""]], Float[Array, ""]], formats: Format
+    error: Callable[[Format, Float[Array, ""]], Float[Array, ""]],
+    formats: Format,
+    most: Float[Array, ""] | None = None,
 ) -> Float[Array, "K"]:
-    """Returns for every format the ratio in [1/32, 1] of least error, in two grids."""
+    """Returns for every format the ratio in [1/32, 1] of least error, in two grids.
+
+    Args:
+      error: of a format at a ratio.
+      formats: K formats.
+      most: a larger ratio, up to which to look as well.
+    """
 
     def best(ratios):  # [N, K] -> [K]
         errors = lax.map(lambda row: jax.vmap(error)(formats, row), ratios)
@@ -45,22 +55,35 @@ def _least_error_ratios(
         return jnp.take_along_axis(ratios, index[None], axis=0)[0]
 
     coarse = clip_ratios(_CANDIDATES)
-    ratio = best(jnp.broadcast_to(coarse[:, None], (_CANDIDATES, len(formats))))
-    return best(around_ratio(ratio, _CANDIDATES))
+    if most is not None:
+        beyond = most ** (jnp.arange(1, _BEYOND + 1) / _BEYOND)
+        coarse = jnp.concatenate([coarse, beyond])
+    ratio = best(jnp.broadcast_to(coarse[:, None], (len(coarse), len(formats))))
+    return best(around_ratio(ratio, _CANDIDATES, most=1.0 if most is None else most))
 
 
-def best_clips(samples: Float[Array, "S"], formats: Format) -> Float[Array, "K"]:
+def best_clips(
+    samples: Float[Array, "S"],
+    formats: Format,
+    *,
+    absmax: Float[Array, ""] | None = None,
+    size: Num[ArrayLike, ""] = math.inf,
+) -> Float[Array, "K"]:
     r"""Returns for every format the clip bound of least squared error on samples.
 
-    .. math:: c_k = \arg\min_c \sum_i (s \, Q_k(x_i / s) - x_i)^2, \quad
-        s = c / v_{max,k}
+    .. math:: c_k = \arg\min_c \frac{1}{S} \sum_i e_k(x_i; c)
+        + \frac{1}{N} e_k(x_{max}; c), \quad
+        e_k(x; c) = (s \, Q_k(x / s) - x)^2, \quad s = c / v_{max,k}
 
-    Bounds between absmax / 32 and absmax are tried. Works under `jit`, and `vmap` over
-    sites; a format may be traced.
+    Bounds from 1/32 of the samples' largest magnitude up to absmax are tried. Works
+    under `jit`, and `vmap` over sites; a format may be traced.
 
     Args:
-      samples: values of one tensor; entries that are not finite are left out.
+      samples: x, values of one tensor; entries that are not finite are left out.
       formats: K formats.
+      absmax: largest magnitude of the tensor, which a wide format may reach for and a
+        few samples miss; None: no more than the samples'.
+      size: N, number of the tensor's values.
 
     Returns:
       The bounds, positive, in the units of the samples: absmax for formats that need no
@@ -81,11 +104,18 @@ def best_clips(samples: Float[Array, "S"], formats: Format) -> Float[Array, "K"]
     """
     _check_stacked(formats)
     bound = absmax_bound(samples)
+    most = None
+    if absmax is not None:
+        most = jnp.maximum(jnp.where(bound > 0, absmax / bound, 1.0), 1.0)
 
     def error(fmt, ratio):
-        return jnp.sum(squared_error(samples, fmt, scale_of_bound(bound * ratio, fmt)))
+        scale = scale_of_bound(bound * ratio, fmt)
+        total = jnp.sum(squared_error(samples, fmt, scale))
+        if absmax is not None:
+            total += len(samples) / size * squared_error(absmax, fmt, scale)
+        return total
 
-    ratios = _least_error_ratios(error, formats)
+    ratios = _least_error_ratios(error, formats, most)
     return jnp.where(bound > 0, bound * ratios, 1.0)
 
 

@@ -38,10 +38,9 @@ class ValueRange(NamedTuple):
     high: Float[Array, "*C"]  # not negative
 
 
-# (tensor, format, symmetric, live) -> range; see `minmax_range`.
-Observer = Callable[
-    [Float[Array, "S"], Format, Bool[ArrayLike, ""], Float[ArrayLike, ""]], ValueRange
-]
+# (tensor, format, symmetric, live, weights) -> range; see `minmax_range`. The last two
+# may be left out.
+Observer = Callable[..., ValueRange]
 
 
 def affine_grid(
@@ -103,6 +102,7 @@ def minmax_range(
     fmt: Format,
     symmetric: Bool[ArrayLike, ""],
     live: Float[ArrayLike, ""] = 1.0,
+    weights: Float[ArrayLike, "*S"] = 1.0,
 ) -> ValueRange:
     """Returns the range of all values.
 
@@ -112,6 +112,8 @@ def minmax_range(
       symmetric: whether the grid will be; makes no difference here.
       live: share of the entries of `x` that belong to the tensor, others being zeros
         (channels that a mask leaves out); makes no difference here.
+      weights: how often each entry counts, as of samples among which are the extremes
+        of a larger tensor; makes no difference here.
 
     Example:
       >>> from fliqs_jax.formats import parse_format
@@ -119,7 +121,7 @@ def minmax_range(
       >>> float(low), float(high)
       (0.0, 3.0)
     """
-    del fmt, symmetric, live
+    del fmt, symmetric, live, weights
     finite = jnp.where(jnp.isfinite(x), as_float32(x), 0.0)
     return ValueRange(
         jnp.min(finite, initial=0.0, axis=-1), jnp.max(finite, initial=0.0, axis=-1)
@@ -131,6 +133,7 @@ def percentile_range(
     fmt: Format,
     symmetric: Bool[ArrayLike, ""],
     live: Float[ArrayLike, ""] = 1.0,
+    weights: Float[ArrayLike, "*S"] = 1.0,
     *,
     percent: float | int = 99.9,
 ) -> ValueRange:
@@ -143,6 +146,7 @@ def percentile_range(
       fmt: one format; makes no difference here.
       symmetric: whether the grid will be.
       live: as in `minmax_range`; zeros beyond are not counted.
+      weights: makes no difference here.
       percent: of the values to keep below the upper end, above 50 and at most 100;
         static.
 
@@ -155,6 +159,7 @@ def percentile_range(
       >>> float(percentile_range(x, parse_format("int8"), True, percent=90.0).high)
       90.0
     """
+    del weights
     check_within("(50, 100]", percent=percent)
     x = jnp.where(jnp.isfinite(x), as_float32(x), jnp.nan)
     beyond = (100.0 - percent) * jnp.asarray(live)
@@ -173,6 +178,7 @@ def mse_range(
     fmt: Format,
     symmetric: Bool[ArrayLike, ""],
     live: Float[ArrayLike, ""] = 1.0,
+    weights: Float[ArrayLike, "*S"] = 1.0,
 ) -> ValueRange:
     """Returns the range of least squared quantization error, both ends drawn in alike.
 
@@ -189,7 +195,8 @@ def mse_range(
     x = as_float32(x)
 
     def error(values):
-        return jnp.sum(squared_error(x, *affine_grid(values, fmt, symmetric)))
+        errors = squared_error(x, *affine_grid(values, fmt, symmetric))
+        return jnp.sum(weights * errors)
 
     return _least(error, minmax_range(x, fmt, symmetric))
 
@@ -199,6 +206,7 @@ def kl_range(
     fmt: Format,
     symmetric: Bool[ArrayLike, ""],
     live: Float[ArrayLike, ""] = 1.0,
+    weights: Float[ArrayLike, "*S"] = 1.0,
 ) -> ValueRange:
     r"""Returns the range whose quantized histogram tells least apart from the original.
 
@@ -221,9 +229,10 @@ def kl_range(
     index = jnp.clip(
         (jnp.where(finite, x, 0.0) - full.low) / span * _BINS, 0, _BINS - 1
     )
-    counts = jnp.zeros(_BINS).at[index.astype(jnp.int32)].add(finite.astype(x.dtype))
+    counted = jnp.where(finite, weights, 0.0)
+    counts = jnp.zeros(_BINS).at[index.astype(jnp.int32)].add(counted)
     at_zero = jnp.clip(-full.low / span * _BINS, 0, _BINS - 1).astype(jnp.int32)
-    dead = (1.0 - jnp.asarray(live)) * finite.sum()
+    dead = (1.0 - jnp.asarray(live)) * counted.sum()
     counts = counts.at[at_zero].add(-jnp.minimum(dead, counts[at_zero]))
 
     def divergence(values):

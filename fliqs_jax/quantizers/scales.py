@@ -162,14 +162,17 @@ def clip_ratios(num_candidates: int) -> Float[Array, "N"]:
 
 
 def around_ratio(
-    ratio: Float[Array, "*C"], num_candidates: int
+    ratio: Float[Array, "*C"],
+    num_candidates: int,
+    *,
+    most: Float[ArrayLike, ""] = 1.0,
 ) -> Float[Array, "N *C"]:
     """Returns a ratio, then 15 between its two neighbours in `clip_ratios`."""
     spacing = 32.0 ** (1.0 / (num_candidates - 1))
     factors = spacing ** np.linspace(-1.0, 1.0, 15)
     factors = np.concatenate([[1.0], factors]).astype(np.float32)  # ties keep `ratio`
     factors = factors.reshape((-1,) + (1,) * ratio.ndim)
-    return jnp.minimum(ratio[None] * factors, 1.0)
+    return jnp.minimum(ratio[None] * factors, most)
 
 
 def squared_error(

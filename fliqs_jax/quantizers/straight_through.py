@@ -32,10 +32,13 @@ def broadcastable_scale(
 ) -> Float[Array, "..."]:
     """Returns a scale in float32, with x's number of axes or none, after checking it.
 
-    Kept within the kernel's bounds; so a zero scale (of a dead channel, say) is none.
+    Kept within the kernel's bounds; so a zero in an array of scales (of a dead channel,
+    say) is none. Arrays on a device are not looked at: that would wait for them.
     """
-    if isinstance(scale, int | float) and not scale > 0:
+    if isinstance(scale, int | float | np.generic) and not scale > 0:
         raise ValueError(f"{name} must be positive, got {scale}")
+    if isinstance(scale, np.ndarray) and not (scale >= 0).all():
+        raise ValueError(f"{name} must not be negative, got {scale.min()}")
     scale = jnp.clip(jnp.asarray(scale, jnp.float32), SMALLEST_SCALE, LARGEST_SCALE)
     if not scale.ndim:
         return scale

@@ -185,12 +185,9 @@ class QBitOpt:
             loss = cross_entropy(
                 logits, labels, label_smoothing=self.label_smoothing
             ).mean()
-            total = loss
-            if self.damping is not None:
-                total += self.damping(state.step) * self._oscillations(params, formats)
-            return total, (loss, model_state, correct(logits, labels).mean())
+            return loss, (model_state, correct(logits, labels).mean())
 
-        (_, (loss, model_state, accuracy)), (gradients, clip_gradients, squares) = (
+        (loss, (model_state, accuracy)), (gradients, clip_gradients, squares) = (
             jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(
                 state.params, state.clips, zeros
             )
@@ -207,6 +204,10 @@ class QBitOpt:
                 [squares.get(site.path, jnp.zeros(())) for site in self.space.sites]
             ),
         )
+        if self.damping is not None:  # no part of the loss whose traces these are
+            gradients, clip_gradients = jax.tree.map(
+                jnp.add, (gradients, clip_gradients), self._damping_gradients(state)
+            )
         updates, opt_state = self.optimizer.update(
             gradients, state.opt_state, state.params
         )
@@ -239,6 +240,15 @@ class QBitOpt:
     def _weight_squares(self, gradients: PyTree) -> Float[Array, "S"]:
         squares = jax.tree.map(jnp.square, riding.flatten_params(gradients))
         return site_sums(squares, riding.group_sites(self.space.sites))
+
+    def _damping_gradients(self, state: BitState) -> tuple[PyTree, Clips]:
+        """Returns the gradients of the oscillation penalty, alike on all devices."""
+
+        def penalty(params, clips):
+            formats = self.trained_formats(state.replace(clips=clips))
+            return self.damping(state.step) * self._oscillations(params, formats)
+
+        return jax.grad(penalty, argnums=(0, 1))(state.params, state.clips)
 
     def _oscillations(self, params: PyTree, formats: SiteFormats) -> Float[Array, ""]:
         return oscillation_penalty(

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
+from fliqs_jax.safetensors_arrays import read_safetensors
 from fliqs_jax.train._leaves import Path, flatten, nest
 from fliqs_jax.train.checkpoints import restore_tree
 
@@ -21,24 +21,6 @@ _ACCEPTED = (
     "CheckpointManager, or a .safetensors file"
 )
 _WRAPPERS = ("state", "default")  # names under which a manager keeps a whole state
-
-_SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 
 def load_variables(path: str | os.PathLike) -> dict[str, Any]:
@@ -211,19 +193,9 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, Any]:
             f"{file} is no checkpoint that is read here: {_ACCEPTED}. Files that can "
             "run code when opened, as pickles do, are not"
         )
-    import safetensors
-
-    try:
-        tensors = dict(safetensors.deserialize(file.read_bytes()))
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{file} is no whole safetensors file ({error}): fetch or save it again"
-        ) from error
+    tensors = read_safetensors(file)
     separator = "/" if any("/" in name for name in tensors) else "."
-    arrays = {
-        tuple(name.split(separator)): _array(file, name, tensor)
-        for name, tensor in tensors.items()
-    }
+    arrays = {tuple(name.split(separator)): array for name, array in tensors.items()}
     for path in arrays:
         for length in range(1, len(path)):
             if path[:length] in arrays:
@@ -232,13 +204,3 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, Any]:
                     f"folder of {separator.join(path)!r}: rename one of them"
                 )
     return nest(arrays)
-
-
-def _array(file: pathlib.Path, name: str, tensor: Mapping[str, Any]) -> np.ndarray:
-    dtype = _SAFETENSORS_DTYPES.get(tensor["dtype"])
-    if dtype is None:
-        raise ValueError(
-            f"{file}: {name!r} is of type {tensor['dtype']}, not one of "
-            f"{', '.join(_SAFETENSORS_DTYPES)}: convert it"
-        )
-    return np.ndarray(tensor["shape"], dtype, buffer=tensor["data"])

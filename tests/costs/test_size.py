@@ -1,6 +1,7 @@
 """Sizes and mean widths of hand-made and found sites."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -12,6 +13,8 @@ from fliqs_jax.costs import (
     policy_cost,
 )
 from fliqs_jax.policy import Policy
+from fliqs_jax.quantized_model import QuantizedModel
+from fliqs_jax.quantized_model.weights import stored_weights
 from fliqs_jax.sites import Site, find_sites
 
 SITES = (
@@ -96,6 +99,18 @@ def test_output_channels_are_all_axes_that_the_layer_does_not_sum_over():
     policy = Policy.uniform(sites, "int4")
     extra = model_bits(sites, policy, scale_bits=16) - model_bits(sites, policy)
     assert extra == 10 * 16
+
+
+def test_weights_of_a_recurrent_cell_have_scales_each():
+    cell, carry, x = nn.OptimizedLSTMCell(5), (jnp.zeros((1, 5)),) * 2, jnp.ones((1, 4))
+    qm = QuantizedModel(cell)
+    sites = qm.sites(carry, x)
+    policy = Policy.uniform(sites, "int4")
+    params = qm.init(jax.random.key(0), carry, x)["params"]
+    stored = stored_weights(params, sites, policy.formats(sites), per_channel=True)
+    scales = sum(part.scale.size for part in stored.values())
+    extra = model_bits(sites, policy, scale_bits=32) - model_bits(sites, policy)
+    assert extra == 32 * scales == 32 * 8 * 5
 
 
 def test_averages_are_weighted_by_elements():

@@ -24,7 +24,7 @@ given = dict(flag[2:].partition("=")[::2] for flag in sys.argv[1:])
 workdir = pathlib.Path(given["workdir"])
 with open(workdir.parent / "started.txt", "a") as file:
     print(workdir.name, file=file)
-if (workdir.parent / f"{workdir.name}.fail").exists():
+if (workdir.parent / f".{workdir.name}.fail").exists():
     sys.exit("error: it was to fail")
 while (workdir.parent / f"{workdir.name}.hang").exists():
     time.sleep(0.05)
@@ -110,7 +110,7 @@ def test_finished_runs_are_skipped_interrupted_ones_started_again(tmp_path, undr
 def test_failures_are_named_with_reasons_and_do_not_stop_the_others(tmp_path, undrawn):
     root = tmp_path / "runs"
     root.mkdir()
-    (root / "search-seed0.fail").touch()
+    (root / ".search-seed0.fail").touch()
     arguments = (f"--workdir={root}", "--seeds=0,1", "--random_policies=0")
     with pytest.raises(ValueError) as refused:
         launch(*arguments)
@@ -119,7 +119,7 @@ def test_failures_are_named_with_reasons_and_do_not_stop_the_others(tmp_path, un
     assert "retrain-seed0: needs search-seed0" in message
     assert "seed1" not in message and "uniform" not in message
     assert "error: it was to fail" in (root / "search-seed0.log").read_text()
-    (root / "search-seed0.fail").unlink()
+    (root / ".search-seed0.fail").unlink()
     launch(*arguments)
     assert started(root)[-2:] == ["search-seed0", "retrain-seed0"]
 

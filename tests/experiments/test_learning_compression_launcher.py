@@ -86,7 +86,7 @@ def test_finished_run_is_reported_not_repeated(finished, capsys):
         (["--codebook=kmeans"], "needs a size: give codebook_size=K"),
         (["--codebook=int33"], "codebook 'int33': use kmeans"),
         (["--codebook_size=5"], "ternary_scaled' has 3 values"),
-        (["--lc_steps=70"], "take fewer L steps or more steps"),
+        (["--lc_steps=70"], r"take fewer L steps \(--lc_steps\) or more"),
         (["--mu=0"], "mu must be positive"),
         (["--size_budget=0.2"], "leave out --codebook"),
         (["--codebook=kmeans", "--size_budget=0.01"], "least reachable is 0.1255"),

@@ -150,3 +150,28 @@ def test_single_format_is_refused():
         best_clips(jnp.ones(4), parse_format("int4"))
     with pytest.raises(ValueError, match=r"one leading axis K, got \(\): use stack"):
         gaussian_clip_factors(parse_format("int4"))
+
+
+@pytest.mark.parametrize("draw", ["normal", "laplace", "outlier"])
+def test_a_wide_format_reaches_beyond_the_samples(draw):
+    rng = np.random.default_rng(1)
+    x = (rng.laplace if draw == "laplace" else rng.normal)(size=400_000)
+    if draw == "outlier":
+        x[7] = 60.0
+    x = jnp.asarray(x, jnp.float32)
+    names = ["int2", "int4", "int8", "int10"]
+    formats = stack_formats(names)
+    samples = x[:: len(x) // 2048]
+    clips = best_clips(samples, formats, absmax=jnp.abs(x).max(), size=x.size)
+    alone = best_clips(samples, formats)
+
+    def error(index, clip):
+        fmt = formats[index]
+        on_grid = fake_quantize(x, fmt, scale=clip / fmt.max_value)
+        return float(jnp.square(on_grid - x).mean())
+
+    for index, name in enumerate(names):
+        best = min(error(index, c) for c in np.geomspace(0.5, 61.0, 80))
+        assert error(index, clips[index]) <= 1.25 * best, name
+    # What samples alone know of ten bits costs a multiple.
+    assert error(3, alone[3]) > 1.5 * error(3, clips[3])

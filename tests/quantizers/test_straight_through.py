@@ -102,6 +102,13 @@ def test_scale_that_does_not_broadcast_is_refused(shape):
 def test_scale_that_is_not_positive_is_refused(scale):
     with pytest.raises(ValueError, match=f"scale must be positive, got {scale}"):
         fake_quantize(jnp.ones(3), INT4, scale=scale)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        fake_quantize(jnp.ones(3), INT4, scale=np.float32(scale))
+
+
+def test_negative_among_scales_is_refused():
+    with pytest.raises(ValueError, match="scale must not be negative, got -1.0"):
+        fake_quantize(jnp.ones(3), INT4, scale=np.array([1.0, 0.0, -1.0]))
 
 
 def test_dead_channel_with_zero_scale_stays_zero():

@@ -247,6 +247,24 @@ def test_other_safetensors_files_are_refused(tmp_path):
         load_weights(file)
 
 
+def test_other_variables_come_back_in_shape_and_type(tmp_path):
+    class Typed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x.mean(axis=(1, 2)) * self.param("gain", nn.initializers.ones, ())
+            self.variable("counts", "seen", lambda: jnp.zeros((), jnp.int32))
+            return nn.LayerNorm(param_dtype=jnp.bfloat16)(nn.Dense(2)(x))
+
+    net = network(Typed(), ["int4"])
+    export_network(net, SHAPE, tmp_path, platforms=None)
+    variables = load_weights(tmp_path / "weights.safetensors")
+    assert variables["params"]["gain"].shape == ()
+    assert variables["counts"]["seen"].shape == ()
+    assert variables["params"]["LayerNorm_0"]["scale"].dtype == jnp.bfloat16
+    call = jax.jit(loaded_weights(net, tmp_path))
+    np.testing.assert_allclose(call(images()), net(images()), rtol=1e-5, atol=1e-5)
+
+
 def test_models_that_need_a_fixed_batch_say_so(tmp_path):
     class Fixed(nn.Module):
         @nn.compact

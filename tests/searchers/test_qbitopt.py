@@ -332,6 +332,18 @@ def test_damping_pulls_weights_to_their_grids(digits):
     assert distances[1] < 0.7 * distances[0]
 
 
+def test_damping_is_no_part_of_the_traces(digits):
+    traces, weights = [], []
+    for damping in (None, lambda step: 0.3):
+        state = run(
+            make_search(digits, damping=damping), digits, mapping.make_mesh(), 1
+        )[0]
+        traces.append(np.asarray(state.traces.weight))
+        weights.append(np.asarray(state.params["Dense_0"]["kernel"]))
+    np.testing.assert_allclose(*traces, rtol=1e-5)
+    assert (weights[0] != weights[1]).any()
+
+
 def test_damping_schedule_is_none_at_first_then_half_a_cosine():
     at = damping_schedule(0.1, steps=1000)
     values = [float(at(step)) for step in (0, 250, 625, 1000)]

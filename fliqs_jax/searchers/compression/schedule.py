@@ -47,9 +47,9 @@ class LSteps:
     def __post_init__(self):
         if not self.ends or any(np.diff([0, *self.ends]) < 1):
             raise ValueError(
-                "ends must be steps in ascending order from 1 on, each L step having "
-                f"one at least, got {self.ends}: take fewer L steps"
-                " (--lc_steps) or more steps (--steps)"
+                "ends must be steps in ascending order from 1 on, one at least for each"
+                f" L step, got {len(self.ends)} L steps in {max(self.ends, default=0)}"
+                " steps: take fewer L steps (--lc_steps) or more steps (--steps)"
             )
         if not self.mu > 0 or not self.growth >= 1:
             raise ValueError(

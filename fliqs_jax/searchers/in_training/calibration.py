@@ -51,12 +51,13 @@ def update_calibration(
     .. math:: c_{lf} \leftarrow d \, c_{lf}
         + (1 - d) \arg\min_c \| Q_f(x_l; c) - x_l \|^2
 
-    The first update takes the new bounds as they are.
+    The squared error is that of `best_clips`: of samples, and of the largest value. The
+    first update takes the new bounds as they are.
 
     Args:
       state: bounds so far.
       space: the search space whose formats F are meant.
-      seen: samples and smallest value of each site's input, over all devices.
+      seen: samples and extremes of each site's input, over all devices.
       decay: d in [0, 1).
 
     Returns:
@@ -68,11 +69,13 @@ def update_calibration(
     formats = stack_formats(space.format_names)
     nonnegative = seen.minimum >= 0
 
-    def one_site(samples, nonnegative):
-        return best_clips(samples, as_unsigned(formats, nonnegative))
+    def one_site(site):
+        samples, absmax, size, nonnegative = site
+        own = as_unsigned(formats, nonnegative)
+        return best_clips(samples, own, absmax=absmax, size=size)
 
     # One site at a time: candidates x formats x samples of all sites need not be held.
-    fresh = jax.lax.map(lambda site: one_site(*site), (seen.samples, nonnegative))
+    fresh = jax.lax.map(one_site, (seen.samples, seen.absmax, seen.size, nonnegative))
     keep = jnp.where(state.updates == 0, 0.0, decay)
     return state.replace(
         activation_clip=keep * state.activation_clip + (1.0 - keep) * fresh,

@@ -47,16 +47,24 @@ class InputSamples:
     """
 
     values: Float[Array, "L S"]
+    # A sample stands for many values of its tensor, an extreme for itself.
+    weights: Float[Array, "L S"]
 
     @classmethod
     def of(cls, seen: list[Observations]) -> "InputSamples":
         """Joins what was observed of one or more batches."""
-        parts = [part for batch in seen for part in _parts(batch)]
-        return cls(jnp.concatenate(parts, axis=-1))
+        values, weights = zip(*map(_weighted, seen), strict=True)
+        return cls(jnp.concatenate(values, axis=-1), jnp.concatenate(weights, axis=-1))
 
 
-def _parts(seen: Observations) -> list[Float[Array, "*N L S"]]:
-    return [seen.samples, seen.minimum[..., None], seen.maximum[..., None]]
+def _weighted(
+    seen: Observations,
+) -> tuple[Float[Array, "*N L S"], Float[Array, "*N L S"]]:
+    extremes = jnp.stack([seen.minimum, seen.maximum], axis=-1)
+    share = (seen.samples.shape[-1] / seen.size)[..., None]
+    weights = [jnp.ones_like(seen.samples), jnp.broadcast_to(share, extremes.shape)]
+    values = jnp.concatenate([seen.samples, extremes], axis=-1)
+    return values, jnp.concatenate(weights, axis=-1)
 
 
 def static_input_formats(
@@ -82,7 +90,7 @@ def static_input_formats(
 
     Example:
       >>> from fliqs_jax.formats import stack_formats
-      >>> samples = InputSamples(jnp.array([[-1.0, 0.0, 2.0]]))
+      >>> samples = InputSamples(jnp.array([[-1.0, 0.0, 2.0]]), jnp.ones((1, 3)))
       >>> found = static_input_formats(samples, stack_formats(["int2"]),
       ...     PtqSettings(input_observer="minmax"))
       >>> found.activation.min_value.tolist(), found.activation_clip.tolist()
@@ -91,10 +99,10 @@ def static_input_formats(
     observer, symmetric = OBSERVERS[settings.input_observer], settings.input_symmetric
     count = len(samples.values)
 
-    def one(values, fmt, live):
+    def one(values, weights, fmt, live):
         nonnegative = jnp.asarray(symmetric) & (values.min() >= 0)
         fmt = as_unsigned(fmt, nonnegative)
-        low, high = observer(values, fmt, symmetric, live)
+        low, high = observer(values, fmt, symmetric, live, weights)
         # A clip bound is a positive value: an input without any spares it a step.
         steps = fmt.max_value - fmt.min_value
         high = jnp.maximum(high, -low / (steps - 1.0))
@@ -103,7 +111,7 @@ def static_input_formats(
 
     shares = jnp.broadcast_to(jnp.asarray(live, jnp.float32), (count,))
     arrays = jax.tree.map(jnp.asarray, formats)
-    grids, bounds = jax.vmap(one)(samples.values, arrays, shares)
+    grids, bounds = jax.vmap(one)(samples.values, samples.weights, arrays, shares)
     return no_quantization(count).replace(activation=grids, activation_clip=bounds)
 
 

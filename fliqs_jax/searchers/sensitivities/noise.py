@@ -60,16 +60,21 @@ def quantization_noise(
         }
         return site_sums(errors, groups) / counts
 
-    def of_input(samples, nonnegative, clips):
+    def of_input(samples, absmax, size, nonnegative, clips):
         def error(fmt, clip):
             scale = scale_of_bound(clip, fmt)
-            return jnp.mean(squared_error(samples, fmt, scale))
+            mean = jnp.mean(squared_error(samples, fmt, scale))
+            return mean + squared_error(absmax, fmt, scale) / size
 
         return jax.vmap(error)(as_unsigned(formats, nonnegative), clips)
 
     # One format at a time: copies of all weights in all formats need not be held.
     weights = lax.map(of_weights, jnp.arange(len(space.format_names))).T
     inputs = jax.vmap(of_input)(
-        seen.samples, calibration.nonnegative, calibration.activation_clip
+        seen.samples,
+        seen.absmax,
+        seen.size,
+        calibration.nonnegative,
+        calibration.activation_clip,
     )
     return jnp.stack([weights, inputs])

@@ -35,7 +35,8 @@ def test_asymmetric_input_has_the_textbook_grid(shift):
 
 
 def test_symmetric_nonnegative_input_is_unsigned():
-    samples = InputSamples(jnp.array([[0.0, 3.0], [-1.0, 3.0]]))
+    values = jnp.array([[0.0, 3.0], [-1.0, 3.0]])
+    samples = InputSamples(values, jnp.ones_like(values))
     found = static_input_formats(
         samples,
         fq.stack_formats(["int4", "int4"]),
@@ -57,3 +58,24 @@ def test_extremes_of_all_batches_are_seen():
     values = InputSamples.of(seen).values
     assert values.shape == (1, 20)
     assert (float(values.min()), float(values.max())) == (-6.0, 4.0)
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("shape", ["normal", "laplace", "relu"])
+def test_ranges_of_samples_are_near_those_of_all_values(bits, shape):
+    rng = np.random.default_rng(3)
+    x = (rng.normal if shape == "normal" else rng.laplace)(size=(64, 4096))
+    x = jnp.asarray(np.maximum(x, 0) if shape == "relu" else x, jnp.float32)
+    qm = fq.QuantizedModel(nn.Dense(1, use_bias=False))
+    seen = qm.observe({"params": {"kernel": jnp.ones((4096, 1))}}, x)
+    fmt = fq.stack_formats([f"int{bits}"])
+
+    def error(samples):
+        found = static_input_formats(samples, fmt, PtqSettings())
+        grid = jax.tree.map(lambda leaf: leaf[0], found.activation)
+        scale = found.activation_clip[0] / grid.max_value
+        return float(jnp.square(fq.fake_quantize(x, grid, scale=scale) - x).mean())
+
+    every = InputSamples(x.reshape(1, -1), jnp.ones((1, x.size)))
+    # Were extremes to count as much as samples, some would be 0.5.
+    assert error(every) >= 0.8 * error(InputSamples.of([seen]))
