@@ -52,6 +52,7 @@ from fliqs_jax.searchers.in_training.bit_state import (
 )
 from fliqs_jax.searchers.in_training.calibration import (
     calibrated_formats,
+    check_observed,
     init_calibration,
     unsigned_inputs,
     update_calibration,
@@ -262,7 +263,7 @@ class QBitOpt:
         """Looks at this batch's inputs: best clips, and the noise of every format.
 
         Runs per device. The metrics hold `noise`, mean squared errors [2, S, F] of the
-        weights and of the inputs.
+        weights and of the inputs, and `unseen` [S], the sites without an input.
         """
         keys = self._keys(state)
         seen = self.classifier.observe(
@@ -280,7 +281,8 @@ class QBitOpt:
             state.params, seen, calibration, self.space, self.classifier.quantized
         )
         state = state.replace(calibration=calibration)
-        return state, {"noise": lax.pmean(noise, AXIS)}
+        unseen = lax.pmax(jnp.isnan(seen.absmax), AXIS)
+        return state, {"noise": lax.pmean(noise, AXIS), "unseen": unseen}
 
     def sensitivity(
         self, state: BitState, noise: Float[ArrayLike, "2 S F"]
@@ -368,7 +370,12 @@ class QBitOpt:
         def start(state, batch):
             # Bounds follow the inputs, and the inputs of deep sites the bounds.
             for _ in range(3):
-                state, _ = observe(self._at_best_clips(state), batch)
+                state, metrics = observe(self._at_best_clips(state), batch)
+            allowed = np.ones((self.space.num_decisions, self.space.num_options), bool)
+            if self.policy is not None:
+                own = self.space.options(self.policy)[:, None]
+                allowed = np.arange(self.space.num_options) == own
+            check_observed(jax.device_get(metrics["unseen"]), self.space, allowed)
             return self._at_best_clips(state)
 
         def update(state, batch):

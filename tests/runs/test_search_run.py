@@ -3,6 +3,7 @@
 import json
 
 import flax.linen as nn
+import jax
 import pytest
 from launching import launch
 
@@ -18,6 +19,13 @@ class Small(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(self.outputs)(x.reshape((len(x), -1)))
+
+
+class Frozen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jax.lax.stop_gradient(nn.Dense(8)(x.reshape((len(x), -1))))
+        return nn.Dense(10)(nn.relu(x))
 
 
 class Wrapped(nn.Module):
@@ -145,3 +153,22 @@ def test_a_report_names_the_cost_of_a_run_from_python(search, tmp_path):
     assert "model size" in (tmp_path / "run" / "report.html").read_text()
     assert cost_name(make_site_latency(DEVICES["h100"])) == "latency"
     assert cost_name(lambda site, w, a: 1) == "cost"
+
+
+@pytest.mark.parametrize("method", [fq.search_formats, fq.search_bits])
+def test_sites_that_cannot_be_observed_are_named(digits, method, tmp_path):
+    sites = fq.find_sites(Frozen(), digits.train.images[:1].astype("float32"))
+
+    def run(name, formats, pins=None, **changed):
+        space = fq.SearchSpace(sites, formats, pins=pins)
+        where = str(tmp_path / name)
+        arguments = {"cost_target": 1.0, "job": JOB, "workdir": where, **changed}
+        return method(Frozen(), digits, space, say=lambda text: None, **arguments)
+
+    with pytest.raises(ValueError, match="inputs of 'Dense_0' cannot be observed"):
+        run("all", ["int4", "int8"])
+    # In fp32 nothing has to be known of them.
+    run("pinned", ["int4", "int8", "fp32"], {"Dense_0": "fp32"}, cost_target=16.0)
+    run("float", ["int8", "fp32"], policy=fq.Policy.uniform(sites, "fp32"))
+    if method is fq.search_formats:
+        run("absmax", ["int4", "int8"], fliqs=fq.FliqsSettings(dynamic_scales=True))

@@ -84,6 +84,40 @@ def update_calibration(
     )
 
 
+def check_observed(
+    unseen: Bool[np.ndarray, "L"],
+    space: SearchSpace,
+    allowed: Bool[np.ndarray, "D K"],
+) -> None:
+    """Refuses a site whose input needs a clip bound, and of which nothing is known.
+
+    Args:
+      unseen: of each site whether nothing is known of its input.
+      space: with the sites.
+      allowed: which options each decision may take: an input that stays in fp32 needs
+        no bound.
+
+    Raises:
+      ValueError: naming some of them.
+    """
+    names, bounded = np.array(space.format_names), np.zeros(len(space.sites), bool)
+    for option in range(space.num_options):
+        taken = np.where(allowed[:, option], option, allowed.argmax(axis=1))
+        _, inputs = space.format_indices(taken)
+        bounded |= names[np.asarray(inputs)] != "fp32"
+    lost = [space.sites[index].path for index in np.flatnonzero(unseen & bounded)]
+    if lost:
+        rest = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ValueError(
+            f"the inputs of {', '.join(map(repr, lost[:3]))}{rest} cannot be observed,"
+            " so they have no clip bounds: the model's output does not depend on these"
+            " layers through differentiable operations (as behind stop_gradient), or"
+            " they are not finite. Pin them to fp32, leave out stop_gradient, or search"
+            " by FLIQS with the largest value of each tensor (dynamic_scales=True,"
+            " --scales=absmax)"
+        )
+
+
 def calibrated_formats(
     state: Calibration, space: SearchSpace, options: Int[Array, "D"]
 ) -> SiteFormats:

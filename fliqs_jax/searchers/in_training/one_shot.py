@@ -29,6 +29,7 @@ from fliqs_jax.policy import Policy
 from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import (
     Calibration,
+    check_observed,
     init_calibration,
     unsigned_inputs,
     update_calibration,
@@ -310,7 +311,8 @@ class OneShotSearch(abc.ABC):
             state.calibration, self.formats_space, seen.replace(minimum=minimum)
         )
         calibration = of_live_sites(state.calibration, fresh, live)
-        return state.replace(calibration=calibration), {}
+        unseen = lax.pmax(jnp.isnan(seen.absmax) & live, AXIS)
+        return state.replace(calibration=calibration), {"unseen": unseen}
 
     def fix_options(self, state: SearchState) -> SearchState:
         """Ends the search: the best options so far are trained from here on (host)."""
@@ -321,12 +323,15 @@ class OneShotSearch(abc.ABC):
         """Returns the work between steps: clip bounds, and the end of the search."""
         hooks = []
         if not self.settings.dynamic_scales:
-            calibrate = compile(self.calibrate)
+            calibrate, space = compile(self.calibrate), self.formats_space
 
             def start(state, batch):
                 # Bounds follow the inputs, and the inputs of deep sites the bounds.
                 for _ in range(3):
-                    state, _ = calibrate(state, batch)
+                    state, metrics = calibrate(state, batch)
+                first = len(self.allowed) - space.num_decisions  # formats come last
+                allowed = np.isfinite(self.allowed[first:, : space.num_options])
+                check_observed(jax.device_get(metrics["unseen"]), space, allowed)
                 return state
 
             every = self.settings.calibrate_every

@@ -24,6 +24,7 @@ from fliqs_jax.search_space import SearchSpace
 from fliqs_jax.searchers.in_training.calibration import (
     Calibration,
     calibrated_formats,
+    check_observed,
     init_calibration,
     update_calibration,
 )
@@ -138,6 +139,9 @@ def calibrate_inputs(
       state: its trained variables.
       space: the search space whose formats are meant.
       batches: dicts with uint8 `image` [B, H, W, C]; at least one.
+
+    Raises:
+      ValueError: naming sites whose inputs cannot be observed.
     """
     model = classifier.quantized.model
 
@@ -148,11 +152,14 @@ def calibrate_inputs(
             classifier.normalise(images),
             **training_arguments(model, train=False),
         )
-        return update_calibration(calibration, space, seen)
+        unseen = jnp.isnan(seen.absmax)
+        return update_calibration(calibration, space, seen), unseen
 
     calibration = init_calibration(space)
     for batch in batches:
-        calibration = update(calibration, state.variables, batch["image"])
+        calibration, unseen = update(calibration, state.variables, batch["image"])
+    every = np.ones((space.num_decisions, space.num_options), bool)
+    check_observed(np.asarray(unseen), space, every)
     return calibration
 
 
