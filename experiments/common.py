@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -297,8 +297,18 @@ _WORDS = {"True": True, "False": False, "None": None}
 
 def parse_options(flag: str) -> dict[str, Any]:
     """Returns a flag's name=value pairs as Python values; other text stays text."""
+    return parse_pairs(flag, FLAGS[flag].value)
+
+
+def parse_pairs(flag: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """Returns name=value pairs, which a flag has, as Python values.
+
+    Example:
+      >>> parse_pairs("model_options", ["width=32", "share=False", "pool=max"])
+      {'width': 32, 'share': False, 'pool': 'max'}
+    """
     parsed = {}
-    for pair in FLAGS[flag].value:
+    for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise ValueError(f"--{flag}: expected name=value, got {pair!r}")
@@ -307,12 +317,6 @@ def parse_options(flag: str) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Returns what text says.
-
-    Example:
-      >>> [_parsed(text) for text in ("32", "0.5", "False", "max")]
-      [32, 0.5, False, 'max']
-    """
     if text in _WORDS:
         return _WORDS[text]
     for read in (int, float):

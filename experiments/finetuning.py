@@ -70,10 +70,6 @@ def finetune_point(
         augment=search_flags.augmentation(dataset),
         policy=policy,
         variables=small.variables,
-        config={
-            **config,
-            "network": small.network,
-            "optimizer": dataclasses.asdict(optimizer),
-        },
+        config={**config, "network": small.network},
     )
     return folder, result.summary

@@ -29,11 +29,12 @@ from fliqs_jax.train.fitting import describe_variables
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("measure", "loss", [*MEASURES], "What a format costs a layer.")
-flags.DEFINE_enum("allocation", "milp", [*ALLOCATIONS], "How the budget is spent.")
-flags.DEFINE_integer("batches", 4, "Training batches to calibrate and measure on.")
-flags.DEFINE_integer("trade_off", 6, "Further budgets to find formats for.")
-flags.DEFINE_bool("monotone", True, "A wider format counts as no worse.")
+define = common.define  # so that they are recorded
+define("enum", "measure", "loss", "What a format costs a layer.", [*MEASURES])
+define("enum", "allocation", "milp", "How the budget is spent.", [*ALLOCATIONS])
+define("integer", "batches", 4, "Training batches to calibrate and measure on.")
+define("integer", "trade_off", 6, "Further budgets to find formats for.")
+define("bool", "monotone", True, "A wider format counts as no worse.")
 
 
 def run() -> None:

@@ -87,7 +87,7 @@ def device_name() -> str:
 def make_model(arguments: argparse.Namespace):
     """Returns the model that --model names."""
     given = [pair for pair in arguments.model_options.split(",") if pair]
-    options = common.parse_options(given)
+    options = common.parse_pairs("model_options", given)
     options["num_classes"] = arguments.num_classes
     if ":" in arguments.model:
         return common.user_model(arguments.model, **options)

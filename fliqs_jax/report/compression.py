@@ -117,11 +117,19 @@ def draw_l_steps(record: CompressionRecord) -> "matplotlib.figure.Figure":
 
 
 def _line(axes, numbers, values, colour: str, label: str) -> None:
-    shown = np.where(values > 0, values, np.nan)  # zero has no place on a log axis
+    # Zero has no place on a log axis: it is drawn below all others, and hollow.
+    numbers, zero = np.asarray(numbers), values == 0
+    least = values[values > 0].min(initial=1.0)
+    shown = np.where(zero, least / 2, values)
     axes.plot(
         numbers, shown, color=colour, linewidth=1.4, marker="o", markersize=2.5,
         label=label,
     )  # fmt: skip
+    if zero.any():
+        axes.plot(
+            numbers[zero], shown[zero], linestyle="none", marker="o", markersize=4,
+            markeredgecolor=colour, markerfacecolor="white", label="0",
+        )  # fmt: skip
 
 
 def draw_weights(record: CompressionRecord) -> "matplotlib.figure.Figure":

@@ -126,7 +126,10 @@ def _search_panels(run: Run) -> list[tuple[str, str, str, str]]:
     return [
         panel
         for panel in _SEARCH_PANELS
-        if panel[0] in run.train and np.isfinite(run.train[panel[0]].values).any()
+        if panel[0] in run.train
+        and np.isfinite(run.train[panel[0]].values).any()
+        # Of a controller: what it expects; that of its samples is chance.
+        and not (panel[0] == "cost_ratio" and "expected_cost_ratio" in run.train)
     ]
 
 

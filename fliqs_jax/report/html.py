@@ -12,6 +12,7 @@ import numpy as np
 from fliqs_jax.report import choices, curves, page, probabilities, sections, words
 from fliqs_jax.report.reading import read_run
 from fliqs_jax.report.records import Run
+from fliqs_jax.report.sensitivity import draw_sensitivity
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -95,6 +96,8 @@ def trade_off_section(run: Run) -> str:
             "that this run ended with; they were not trained for that format, so a run "
             "of their own may do better. The dotted line joins the best of each cost."
         )
+    if words.partly_fixed(run):
+        caption += " Pinned sites, and inputs kept in fp32, stay as they are in all."
     if run.summary.trade_off:
         caption += (
             " Small orange points are what the method chooses for other budgets; each "
@@ -109,6 +112,8 @@ def training_section(run: Run) -> str:
     """Returns the section with the curves of the training."""
     title = "Training"
     if not curves.has_training(run):
+        if _allocated(run):
+            return ""
         text = "<p>No steps have been recorded yet.</p>"
         return page.section("training", title, text)
     caption = "Pale: as recorded, thinned in long runs; full colour: running mean."
@@ -148,13 +153,34 @@ def _warnings(run: Run) -> str:
 
 
 def _search(run: Run) -> str:
-    title = "How the search went"
+    title = "How the formats were found" if _allocated(run) else "How the search went"
     parts = search_figures(run)
     if run.probabilities is not None:
         parts += probability_figures(run)
+    if _allocated(run):
+        parts.append(_sensitivity_figure(run))
     if not parts:
         parts = ["<p>There was no search: the run trained one fixed policy.</p>"]
     return page.section("search", title, *parts)
+
+
+def _allocated(run: Run) -> bool:
+    """Returns whether the formats were allocated by measured sensitivities."""
+    return run.summary is not None and run.summary.sensitivities is not None
+
+
+def _sensitivity_figure(run: Run) -> str:
+    found, config = run.summary.sensitivities, run.config
+    figure = draw_sensitivity(
+        config.decisions, config.options, found.values, found.chosen, unit=found.unit
+    )
+    caption = (
+        f"What each option costs a decision alone ({escape(found.unit)}), all others "
+        "in float, on training images. The formats chosen have the least sum within "
+        "the budget; nothing was trained at them. The numbers are in "
+        "<code>sensitivity.csv</code>."
+    )
+    return page.figure(figure, "sensitivity", "Sensitivities", caption)
 
 
 def search_figures(run: Run) -> list[str]:

@@ -239,7 +239,12 @@ def _outcomes(run: Run) -> list[str]:
     policy = run.policy or {}
     texts = []
     for name, final in zip(decision_names(run), final_options(run), strict=True):
-        chosen = policy.get(name, (final, final))[0]  # grouped decisions name no site
+        # A group's decision names no site.
+        path, _, side = name.rpartition(":")
+        if side == "activations":  # unsigned where an input is never negative
+            chosen = policy.get(path, (final, final))[1].removeprefix("u")
+        else:
+            chosen = policy.get(path if side == "weights" else name, (final, final))[0]
         texts.append(final if chosen == final else f"{final} → {chosen}")
     return texts
 

@@ -20,6 +20,7 @@ from fliqs_jax.report.records import (
     ProbabilityTrace,
     Run,
     RunConfig,
+    Sensitivities,
     Series,
     SiteRecord,
     Summary,
@@ -113,14 +114,25 @@ def _of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("kind") == kind]
 
 
+# Of a session: what a run starts from, without which it is another.
+_STARTS = ("init_from", "supernet_from", "data_dir", "download")
+
+
 def _config(content: Mapping[str, Any]) -> RunConfig:
     phases = content.get("phases")
     target = content.get("cost_target")
+    method, session = content.get("method", ""), content.get("session") or {}
     return RunConfig(
-        method=content.get("method", ""),
+        method=method,
+        # Of a part of a run, such as a point's fine-tuning, that of the whole.
+        launcher=(session.get("command") or ["", "", f"experiments.{method}"])[2],
         model=content.get("model", ""),
         dataset=content.get("dataset", ""),
-        flags={**(content.get("flags") or {}), **(content.get("adjustable") or {})},
+        flags={
+            **(content.get("flags") or {}),
+            **(content.get("adjustable") or {}),
+            **{name: session[name] for name in _STARTS if session.get(name)},
+        },
         sites=read_sites(content.get("sites") or ()),
         decisions=tuple(content.get("decisions") or ()),
         options=tuple(content.get("options") or ()),
@@ -167,6 +179,17 @@ def _summary(file: pathlib.Path) -> Summary:
             BudgetResult(policy=row["policy"], **numbers(row, "accuracy", "cost_ratio"))
             for row in content.get("trade_off") or ()
         ),
+        sensitivities=_sensitivities(content.get("sensitivities")),
+    )
+
+
+def _sensitivities(content: Mapping[str, Any] | None) -> Sensitivities | None:
+    if not content:
+        return None
+    return Sensitivities(
+        values=np.array(content["values"], np.float64),
+        chosen=np.array(content["chosen"], np.int64),
+        unit=content["unit"],
     )
 
 

@@ -39,6 +39,7 @@ class RunConfig:
     """What the run was asked to do. Unknown parts are empty, never guessed."""
 
     method: str
+    launcher: str  # the module that ran
     model: str
     dataset: str
     flags: Mapping[str, Any]
@@ -70,6 +71,15 @@ class BudgetResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sensitivities:
+    """What each option of each decision costs in quality, alone, as it was measured."""
+
+    values: Float[np.ndarray, "L K"]
+    chosen: Int[np.ndarray, "L"]  # option indices
+    unit: str  # in words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
     """How the run ended. NaN or None stands for what was not recorded."""
 
@@ -83,6 +93,7 @@ class Summary:
     versions: Mapping[str, str]
     uniform: tuple[UniformResult, ...]
     trade_off: tuple[BudgetResult, ...] = ()
+    sensitivities: Sensitivities | None = None  # by which the formats were chosen
 
 
 @dataclasses.dataclass(frozen=True)

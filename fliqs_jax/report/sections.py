@@ -33,8 +33,9 @@ def _verdict(run: Run) -> str:
     if rival is None or math.isnan(summary.accuracy):
         return text
     gain = 100 * (summary.accuracy - rival.accuracy)
+    where = "at all that was searched" if words.partly_fixed(run) else "everywhere"
     return (
-        f"{text} The same weights with {rival.format} everywhere, the best uniform "
+        f"{text} The same weights with {rival.format} {where}, the best uniform "
         f"policy within the target, reach {words.percent(rival.accuracy)}: "
         f"{abs(gain):.1f} points {'less' if gain >= 0 else 'more'}."
     )
@@ -52,33 +53,42 @@ def _key_numbers(run: Run, summary: Summary) -> list[page.Tile]:
         weight, activation = _mean_bits(run)
         remark = f"inputs: {activation:.2f} a number"
         tiles.append(("Mean bits of a weight", f"{weight:.2f}", remark, ""))
-    remark = f"{summary.steps:,} steps".replace(",", " ")
-    if summary.seconds > 0:
-        remark += f", {summary.steps / summary.seconds:.3g} a second"
-    if summary.compile_count is not None:
-        noun = "compilation" if summary.compile_count == 1 else "compilations"
-        remark += f", {summary.compile_count} {noun}"
-    tiles.append(("Time", words.duration(summary.seconds), remark, ""))
+    tiles.append(("Time", words.duration(summary.seconds), _effort(summary), ""))
     if math.isfinite(summary.entropy):
         remark = "nats a decision; 0: all decided"
         tiles.append(("Entropy at the end", f"{summary.entropy:.3f}", remark, ""))
     return tiles
 
 
+def _effort(summary: Summary) -> str:
+    """Example: "7 000 steps, 7.1 a second, 2 compilations"."""
+    parts = []
+    if summary.steps:
+        parts.append(f"{summary.steps:,} steps".replace(",", " "))
+        if summary.seconds > 0:
+            parts.append(f"{summary.steps / summary.seconds:.3g} a second")
+    if summary.compile_count is not None:
+        noun = "compilation" if summary.compile_count == 1 else "compilations"
+        parts.append(f"{summary.compile_count} {noun}")
+    return ", ".join(parts)
+
+
 def _weights_note(run: Run) -> str:
     seed = run.summary.seed
     kind = "no retraining" if run.probabilities is not None else "fixed policy"
+    if run.summary.sensitivities is not None:
+        kind = "not trained at these formats"
     return kind if seed is None else f"{kind}, seed {seed}"
 
 
 def _mean_bits(run: Run) -> tuple[float, float]:
-    """Mean bits of a weight, and of an input number by its site's MACs."""
+    """Mean bits of a weight, and of a number that enters a site."""
     known = [site for site in run.config.sites if site.path in run.policy]
     bits = [[words.storage_bits(n) or 32 for n in run.policy[s.path]] for s in known]
     means = []
     for side, sizes in (
         (0, [site.weight_count for site in known]),
-        (1, [site.macs for site in known]),
+        (1, [site.input_size for site in known]),
     ):
         weighted = sum(b[side] * size for b, size in zip(bits, sizes, strict=True))
         means.append(weighted / max(1, sum(sizes)))
@@ -105,7 +115,10 @@ def uniform_table(run: Run) -> str:
         return '<p class="note">Uniform policies were not measured in this run.</p>'
     own = run.summary
     mine = "this run’s policy"
-    measured = [(r.cost_ratio, r.accuracy, f"uniform {r.format}") for r in own.uniform]
+    measured = [
+        (r.cost_ratio, r.accuracy, words.uniform_name(run, r.format))
+        for r in own.uniform
+    ]
     measured += [(r.cost_ratio, r.accuracy, r.policy) for r in own.trade_off]
     measured.append((own.cost_ratio, own.accuracy, mine))
     measured.sort(key=lambda row: row[0])
@@ -137,8 +150,8 @@ def site_table(run: Run) -> str:
     policy = run.policy or {}
     shares = words.cost_share(sites, policy, run.config.cost)
     largest = max(shares.values(), default=1.0) or 1.0
-    cost = "bops" if run.config.cost == "latency" else run.config.cost
-    unit = words.COST_NAMES.get(cost, "bit operations")
+    known = run.config.cost in words.SHARED_COSTS
+    unit = words.COST_NAMES[run.config.cost if known else "bops"]
     columns = {
         "site": "", "op": "", "weight shape": "", "MACs": "number", "weights": "number",
         "weight format": "", "input format": "", f"share of {unit}": "number",

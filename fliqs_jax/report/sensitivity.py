@@ -14,6 +14,7 @@ from fliqs_jax.report import style
 from fliqs_jax.report.words import shorten
 
 _DECADES = 4  # of values below the largest that colours tell apart
+_MOST_WRITTEN = 14  # options whose values find room in the cells
 _CELL = 10  # characters of a number's column
 _NAME = 40  # characters of a decision that options give way to: names tell layers apart
 
@@ -103,7 +104,10 @@ def draw_sensitivity(
     image = axes.imshow(
         np.maximum(values, norm.vmin), norm=norm, cmap="Blues", aspect="auto"
     )
+    crowded = len(options) > _MOST_WRITTEN
     for (row, column), value in np.ndenumerate(values):
+        if crowded:
+            break
         dark = value > 0 and norm(max(value, norm.vmin)) > 0.6
         axes.text(
             column, row, _number(value), ha="center", va="center",
@@ -120,7 +124,7 @@ def draw_sensitivity(
         axes, title="Sensitivity of each decision, alone, at each option",
         xlabel="option", grid="",
     )  # fmt: skip
-    axes.set_xticks(range(len(options)), options)
+    axes.set_xticks(range(len(options)), options, rotation=90 if crowded else 0)
     axes.set_yticks(range(len(decisions)), [shorten(name, 34) for name in decisions])
     axes.tick_params(length=0)
     axes.tick_params(axis="y", labelcolor=style.INK)

@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from fliqs_jax.checks import check_at_least
 from fliqs_jax.report.records import Run, SiteRecord
 from fliqs_jax.report.words import (
+    SHARED_COSTS,
     budget_verdict,
     cost_fraction,
     cost_share,
     count,
     percent,
     shorten,
+    uniform_name,
 )
 from fliqs_jax.sites import Site
 
-_HEADER = ("site", "op", "weights", "MACs", "format w / in", "cost")
+_HEADER = ("site", "op", "weights", "MACs", "format w / in")
 _SMALLEST_WIDTH = 60  # below it nothing would be left of the paths
 
 
@@ -40,7 +42,8 @@ def sites_table(
     Args:
       sites: Site or SiteRecord values, in the order to print.
       policy: site path -> (weight format, input format).
-      cost: as --cost names it: what the last column is a share of.
+      cost: as --cost names it: what the last column is a share of. Of one that only
+        its own function knows, bit operations stand in, and the column says so.
       width: columns at most, at least 60.
       max_rows: rows at most, at least 2.
 
@@ -81,7 +84,8 @@ def sites_table(
         rows.append((f"… {len(merged)} cheaper sites", *_sums(merged, shares)))
     noun = "site" if len(sites) == 1 else "sites"
     total = (f"{len(sites)} {noun}", *_sums(sites, shares))
-    return _layout(rows, total, width)
+    header = (*_HEADER, "cost" if cost in SHARED_COSTS else "bit operations")
+    return _layout(header, rows, total, width)
 
 
 def comparison_table(run: Run) -> str:
@@ -96,7 +100,10 @@ def comparison_table(run: Run) -> str:
     if run.summary is None:
         return ""
     own = run.summary
-    rows = [(r.cost_ratio, f"  uniform {r.format}", r.accuracy) for r in own.uniform]
+    rows = [
+        (r.cost_ratio, f"  {uniform_name(run, r.format)}", r.accuracy)
+        for r in own.uniform
+    ]
     rows += [(r.cost_ratio, f"  {r.policy}", r.accuracy) for r in own.trade_off]
     rows.append((own.cost_ratio, "> this run's policy", own.accuracy))
     lines = [f"{'formats':<26}{'accuracy':>10}{'cost':>9}  against the target"]
@@ -147,8 +154,8 @@ def _sums(sites, shares) -> tuple[str, ...]:
     return ("", weights, macs, "", percent(_group_share(sites, shares)))
 
 
-def _layout(rows, total, width: int) -> str:
-    columns = list(zip(_HEADER, *rows, total, strict=True))
+def _layout(header, rows, total, width: int) -> str:
+    columns = list(zip(header, *rows, total, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     gaps = 2 * (len(widths) - 1)
     # The path gives way first, then the operation's name.
@@ -158,7 +165,7 @@ def _layout(rows, total, width: int) -> str:
     right = (False, False, False, True, False, True)
     rule = tuple("-" * size for size in widths)
     lines = []
-    for cells in (_HEADER, rule, *rows, rule, total):
+    for cells in (header, rule, *rows, rule, total):
         fitted = [shorten(cell, size) for cell, size in zip(cells, widths, strict=True)]
         padded = [
             cell.rjust(size) if side else cell.ljust(size)

@@ -20,6 +20,8 @@ COST_NAMES = {
     "mean_bits": "mean bits",
     "latency": "latency",
 }
+# Those of which a site's share is known without the device or the user's function.
+SHARED_COSTS = ("bops", "size", "activation_size", "mean_bits")
 _LEAST_PART = 4  # characters of a path's part that is cut: "M…_0" still has its number
 
 
@@ -147,7 +149,8 @@ def budget_verdict(cost_ratio: float) -> str:
     if abs(cost_ratio - 1) < 5e-4:  # would read 0.0 %
         return "on the target"
     if cost_ratio > 2:
-        return f"{cost_ratio:#.3g} times the target"
+        shown = f"{cost_ratio:#.3g}".removesuffix(".")
+        return f"{shown} times the target"
     side = "over" if cost_ratio > 1 else "under"
     return f"{percent(abs(cost_ratio - 1))} {side} the target"
 
@@ -164,6 +167,22 @@ def nearest_uniform(run: Run) -> UniformResult | None:
     return max(affordable, key=lambda row: row.accuracy, default=None)
 
 
+def partly_fixed(run: Run) -> bool:
+    """Returns whether one option everywhere is no uniform policy, as far as costs tell.
+
+    Pinned sites, and inputs kept in fp32, stay as they are.
+    """
+    reference = run.config.cost_reference
+    rows = run.summary.uniform if run.summary is not None else ()
+    own = [cost_fraction(run, r.cost_ratio) for r in rows if r.format == reference]
+    return any(abs(fraction - 1.0) > 1e-6 for fraction in own)
+
+
+def uniform_name(run: Run, fmt: str) -> str:
+    """Returns what a row with one option everywhere is called: "uniform int8"."""
+    return f"{fmt} where searched" if partly_fixed(run) else f"uniform {fmt}"
+
+
 def cost_share(
     sites: Sequence[Site | SiteRecord], policy: Mapping[str, tuple[str, str]], cost: str
 ) -> dict[str, float]:
@@ -171,7 +190,7 @@ def cost_share(
 
     BOPs of a site are MACs x weight bits x input bits, its size is weights x bits, the
     few scales aside. The share of a latency needs the device, so bit operations stand
-    in for it.
+    in for it, as for any cost that is none of `SHARED_COSTS`.
     """
     unit = {
         "size": lambda site, w, a: site.weight_count * w,
@@ -197,8 +216,7 @@ def command(run: Run) -> str | None:
         for name, value in sorted(run.config.flags.items())
         if name != "workdir" and value is not None and value != []
     ]
-    module = f"experiments.{run.config.method}"
-    return " ".join(["python -m", module, "--workdir=DIR", *flags])
+    return " ".join(["python -m", run.config.launcher, "--workdir=DIR", *flags])
 
 
 def flag_text(value: Any) -> str:

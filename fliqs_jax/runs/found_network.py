@@ -145,6 +145,7 @@ def write_network_results(
     page = report.write_network_report(folder)
     words = [f"{name} {option}" for name, option in summary["architecture"].items()]
     say(f"architecture: {', '.join(words)}")
-    say(report.sites_table(found.sites, found.policy))
-    say(report.comparison_table(report.read_run(folder)))
+    run = report.read_run(folder)
+    say(report.sites_table(found.sites, found.policy, cost=run.config.cost))
+    say(report.comparison_table(run))
     say(f"report: {page}")

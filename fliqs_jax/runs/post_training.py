@@ -217,6 +217,11 @@ def allocate_formats(
             "uniform": results.uniform_rows(space, costs, target, network.accuracy),
             "trade_off": _trade_off(folder, network, values, costs, target, settings),
             "allocation": allocation,
+            "sensitivities": {
+                "values": values,
+                "chosen": options,
+                "unit": MEASURES[settings.measure],
+            },
             "seconds": training_seconds + seconds,
             "seconds_measuring": seconds,
             "compile_count": meter.compile_count,

@@ -106,7 +106,7 @@ def write_results(
     write_json(workdir / "summary.json", {**summary, "versions": versions()})
     report = write_report(workdir)
     run = read_run(workdir)
-    say(sites_table(run.config.sites, run.policy))
+    say(sites_table(run.config.sites, run.policy, cost=run.config.cost))
     say(comparison_table(run))
     say(f"report: {report}")
 

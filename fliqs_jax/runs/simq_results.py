@@ -154,7 +154,7 @@ def write_search(
     processes.on_main(lambda: policy.save(folder / "policy.json"))
     _write(folder, summary)
     run = processes.on_main(lambda: read_run(folder / name))
-    say(sites_table(run.config.sites, run.policy))
+    say(sites_table(run.config.sites, run.policy, cost=run.config.cost))
     chosen = folder / summary["chosen"]
     say(f"test accuracy {summary['accuracy']:.2%} ({source}), in {chosen}")
     say(f"report: {folder / 'report.html'}")
