@@ -49,7 +49,7 @@ def draw_expected_bits(run: Run) -> "matplotlib.figure.Figure":
     figure, bar = draw_map(
         run,
         values,
-        outcomes=_outcomes(run),
+        outcomes=outcomes(run),
         title=f"{'Bits' if certain else title} of each decision over the "
         f"{'training' if certain else 'search'}",
         cmap="viridis_r" if bits is None else "viridis",
@@ -234,7 +234,7 @@ def settled_steps(run: Run) -> list[float]:
     return [float(trace.steps[t]) if t < len(ahead) else math.nan for t in first]
 
 
-def _outcomes(run: Run) -> list[str]:
+def outcomes(run: Run) -> list[str]:
     """The final options; "int3 → int2" where the policy holds another format."""
     policy = run.policy or {}
     texts = []

@@ -114,8 +114,9 @@ def _of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("kind") == kind]
 
 
-# Of a session: what a run starts from, without which it is another.
-_STARTS = ("init_from", "supernet_from", "data_dir", "download")
+# Of a session: what a run starts from, without which it is another. Where the data lie
+# is the reader's own business.
+_STARTS = ("init_from", "supernet_from", "download")
 
 
 def _config(content: Mapping[str, Any]) -> RunConfig:

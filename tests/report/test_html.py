@@ -4,9 +4,10 @@ import html.parser
 import json
 import re
 
+import numpy as np
 import pytest
 
-from fliqs_jax.report import read_run, render_report, write_report
+from fliqs_jax.report import probabilities, read_run, render_report, write_report
 
 SECTIONS = (
     "Chosen formats", "Accuracy against cost", "Training", "How the search went",
@@ -168,3 +169,61 @@ def test_many_options_and_many_sites_fit(make_run, float_formats):
     text = write_report(make_run(blocks=28, steps=200)).read_text()
     assert text.count("ResidualBlock_27/Conv_1") >= 4
     assert len(text) < 3_000_000
+
+
+def changed(folder, name, **facts):
+    """A run's folder with other facts in one of its files."""
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    return folder
+
+
+def test_the_command_has_what_the_run_started_from(make_run):
+    command = ["python", "-m", "experiments.simq_nas", "--steps=9"]
+    session = {"init_from": "runs/float", "data_dir": "/home/me", "command": command}
+    page = render_report(read_run(changed(make_run(), "config.json", session=session)))
+    assert "python -m experiments.simq_nas" in page and "--init_from=runs/float" in page
+    assert "/home/me" not in page
+
+
+def test_one_option_everywhere_is_not_uniform_where_sites_are_pinned(make_run):
+    folder = make_run()
+    assert "uniform int4" in render_report(read_run(folder))
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in summary["uniform"]:
+        row["cost_ratio"] *= 1.3
+    page = render_report(read_run(changed(folder, "summary.json", **summary)))
+    assert "uniform int4" not in page and "int4 where searched" in page
+    assert "Pinned sites" in page
+
+
+def test_a_page_of_sensitivities_shows_them_and_no_training(make_run):
+    folder = make_run(count=3, controller=False, every=2000)
+    config = json.loads((folder / "config.json").read_text())
+    names = [site["path"] for site in config["sites"]]
+    changed(folder, "config.json", decisions=names, method="sensitivity")
+    (folder / "metrics.jsonl").write_text("")
+    found = {"values": np.ones((3, 4)).tolist(), "chosen": [1, 2, 3], "unit": "nats"}
+    page = render_report(
+        read_run(changed(folder, "summary.json", sensitivities=found, steps=0))
+    )
+    assert "What each option costs a decision alone (nats)" in page
+    assert "not trained at these formats" in page and "0 steps" not in page
+    assert "No steps have been recorded" not in page and "no search" not in page
+
+
+def test_arrows_lead_to_the_final_formats_of_separate_decisions(make_run):
+    folder = make_run(count=2)
+    config = json.loads((folder / "config.json").read_text())
+    first = config["sites"][0]["path"]
+    names = [f"{first}:weights", f"{first}:activations"]
+    changed(folder, "config.json", decisions=names)
+    rows = [{"path": site["path"], "weights": "int3", "activations": "uint2"}
+            for site in config["sites"]]  # fmt: skip
+    changed(folder, "policy.json", sites=rows)
+    run = read_run(folder)
+    outcomes = probabilities.outcomes(run)
+    finals = probabilities.final_options(run)
+    for outcome, final, chosen in zip(outcomes, finals, ("int3", "int2"), strict=True):
+        assert outcome == (final if final == chosen else f"{final} → {chosen}")
+    assert any("→" in outcome for outcome in outcomes)
