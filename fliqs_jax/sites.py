@@ -327,14 +327,17 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
         output = einsum(equation, first, second)
         call = attention.product_call(layer.module, equation, first, second, output)
         path = _product_path(layer, name)
-        return tagged(output, path, attention.SITE_TYPE, call)
+        return tagged(output, path, attention.SITE_TYPE, call, layer, name)
 
     def tag(next_fun, args, kwargs, layer):
         output = next_fun(*args, **kwargs)
         call = site_call(layer, args, kwargs, output)
-        return tagged(output, layer.path, layer.site_type, call)
+        return tagged(output, layer.path, layer.site_type, call, layer)
 
-    def tagged(output, path, site_type, call):
+    def tagged(output, path, site_type, call, layer, product=""):
+        leaf = layer.get(_PROBE + product)
+        if leaf is not None:  # what nn.vmap adds to it are copies of the parameters
+            checkpoint_name(leaf, _TAG + json.dumps([path, leaf.size]))
         sizes = [math.prod(call.input_shape), math.prod(call.output_shape)]
         note = json.dumps([path, site_type.macs(call), *sizes])
         # A name in the traced program. It says everything: nn.jit may reuse traces.
@@ -355,8 +358,17 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
     variables = {**variables, "params": _told_apart(variables["params"], found)}
     axis_env = list(axis_names.items())
     jaxpr = jax.make_jaxpr(apply, axis_env=axis_env)(variables, arrays).jaxpr
-    for note, size, loops in _tags(jaxpr, ()):
-        path, macs, input_size, output_size = json.loads(note)
+    tags = [(json.loads(note), *tag) for note, *tag in _tags(jaxpr, ())]
+    # The parameters' copies in one call. Their loops would say nothing: nn.scan hoists
+    # what no step changes.
+    copies = {}
+    for (path, *rest), size, _ in tags:
+        if len(rest) == 1:
+            copies[path] = max(copies.get(path, 1), size // rest[0])
+    for (path, *rest), size, loops in tags:
+        if len(rest) == 1:
+            continue
+        macs, input_size, output_size = rest
         # In the order of the calls, which need not be that of init.
         entry = found[path] = found.pop(path)
         # nn.vmap hides its axis from the layer, but not from the traced program.
@@ -364,7 +376,8 @@ def _count_runs(model, variables, arrays, rebuilt, found, axis_names) -> None:
         entry.macs += times * macs
         entry.input_size += times * input_size
         entry.output_size += times * output_size
-        entry.calls += _calls_per_layer(loops, entry.stack_shape)
+        runs = math.prod(loops) * copies.get(path, 1)
+        entry.calls += runs // math.prod(entry.stack_shape)
 
 
 def _told_apart(params: dict, found: dict[str, _Found]) -> dict:
@@ -401,17 +414,6 @@ def _tags(jaxpr, loops: tuple[int, ...]) -> Iterator[tuple[str, int, tuple[int, 
                 part = getattr(part, "jaxpr", part)
                 if hasattr(part, "eqns"):
                     yield from _tags(part, inner)
-
-
-def _calls_per_layer(loops: tuple[int, ...], stack_shape: tuple[int, ...]) -> int:
-    """Runs of one layer: a loop over its stack runs it once, any other repeats it."""
-    stacked, calls = list(stack_shape), 1
-    for length in loops:
-        if length in stacked:
-            stacked.remove(length)
-        else:
-            calls *= length
-    return calls
 
 
 def _layers(path: str, entry: _Found, batch: int) -> Iterator[Site]:

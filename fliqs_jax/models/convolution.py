@@ -102,6 +102,7 @@ def convolve(
     )
     groups = feature_group_count
     depthwise = plain and rhs.shape[2] == 1 < groups == lhs.shape[3] == rhs.shape[3]
+    depthwise = depthwise and precision is None  # of which that path knows nothing
     if depthwise or plain and groups == 1 and not dilated:
         image_size, kernel_size = lhs.shape[1:3], rhs.shape[:2]
         strides = tuple(int(stride) for stride in window_strides)

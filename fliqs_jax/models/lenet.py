@@ -66,7 +66,8 @@ class LeNet5(nn.Module):
 
     Convolutions are 5x5 without padding, each followed by 2x2 max-pooling and ReLU; on
     28x28x1 images and ten classes there are 431,080 parameters. Images below 16 pixels,
-    which the convolutions would use up, are padded to keep their size.
+    which the convolutions would use up, are padded to keep their size; sides must be 4
+    at least, for the pools.
 
     Args:
       num_classes: length of the logits.
@@ -103,6 +104,8 @@ class LeNet5(nn.Module):
     ) -> Float[jax.Array, "B num_classes"]:
         """Returns float32 logits; `train` changes nothing here."""
         x = jnp.asarray(images)
+        if min(sides := x.shape[1:3]) < 4:
+            raise ValueError(f"images must have sides of 4 at least, got {sides}")
         fits = min(x.shape[1:3]) >= _SMALLEST_VALID_SIDE
         padding = "VALID" if fits else "SAME"
         for features in (self.width, self.width * 5 // 2):

@@ -193,10 +193,11 @@ def _capped(values: np.ndarray) -> np.ndarray:
     """Cuts off values further above the median than the best one is below it.
 
     A few failures (a collapsed network's 10 % accuracy) would else be most of what a
-    squared error sees, though nobody wants to know how bad the bad ones are.
+    squared error sees, though nobody wants to know how bad the bad ones are. Nothing is
+    cut where half of the values are the best: there the others are all there is.
     """
-    middle = np.median(values)
-    return np.minimum(values, 2.0 * middle - values.min())
+    middle, least = np.median(values), values.min()
+    return values if middle == least else np.minimum(values, 2.0 * middle - least)
 
 
 def nsga2(

@@ -305,3 +305,15 @@ def test_a_layer_with_it_is_the_same_site():
     images = jnp.zeros((2, 8, 8, 3))
     fast, plain = (sites.find_sites(layer, images) for layer in layers)
     assert fast == plain
+
+
+def test_precision_reaches_depthwise_convolutions():
+    images, kernel = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 1, 4))
+
+    def run(images, kernel):
+        return convolve(
+            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4, precision=lax.Precision.HIGHEST,
+        )  # fmt: skip
+
+    assert "HIGHEST" in str(jax.make_jaxpr(run)(images, kernel))

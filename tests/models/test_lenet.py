@@ -20,3 +20,8 @@ def test_max_pooling_and_its_gradient_are_those_of_flax(size):
 
     np.testing.assert_array_equal(lenet._max_pool(images), flax_pool(images))
     np.testing.assert_array_equal(energy(lenet._max_pool), energy(flax_pool))
+
+
+def test_images_that_pools_would_use_up_are_refused():
+    with pytest.raises(ValueError, match="sides of 4 at least, got"):
+        jax.eval_shape(lenet.LeNet5().init, jax.random.key(0), np.zeros((1, 3, 8, 1)))

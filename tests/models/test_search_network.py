@@ -140,3 +140,17 @@ def test_one_hot_network_computes_the_derived_cell():
     }
     expected, _ = derived.apply(copied, IMAGES, mutable=["batch_stats"])
     np.testing.assert_allclose(mixed[-1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bottleneck", [0, 4])
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(cells.NasBench201SearchNetwork, width=6),
+        functools.partial(cells.DartsSearchNetwork, channels=6, layers=3),
+    ],
+)
+def test_a_bottleneck_that_does_not_divide_is_refused(make, bottleneck):
+    network = make(bottleneck=bottleneck)
+    with pytest.raises(ValueError, match="bottleneck must divide the 6 channels"):
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

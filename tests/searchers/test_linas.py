@@ -284,3 +284,22 @@ def test_linas_beats_random_search_on_real_cells(shared_data):
     job = dict(reference=(-70.0, 1.6e6), seeds=range(7), evaluations=200, population=20)
     found = median_hypervolume(linas.search, cells, **job)
     assert found > median_hypervolume(linas.random_search, cells, **job)
+
+
+@pytest.mark.parametrize("search", [linas.search, linas.nsga2])
+@pytest.mark.parametrize("counts, population", [([2, 2], 4), ([3], 2), ([2, 2], 2)])
+def test_a_space_as_small_as_a_population_is_listed(search, counts, population):
+    def evaluate(vectors):
+        return np.stack([vectors.sum(axis=1), -vectors[:, 0]], axis=1).astype(float)
+
+    found = search(
+        counts, evaluate, NAMES, evaluations=50, population=population,
+        say=lambda text: None,
+    )  # fmt: skip
+    assert found.exhausted and len(found.vectors) == np.prod(counts)
+
+
+def test_an_objective_that_is_mostly_at_its_best_stays_visible():
+    values = np.array([0.0, 0.0, 0.0, 5.0, 7.0])
+    np.testing.assert_array_equal(linas._capped(values), values)
+    np.testing.assert_array_equal(linas._capped(np.array([1.0, 2.0, 9.0])), [1, 2, 3])

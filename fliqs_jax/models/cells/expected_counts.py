@@ -33,7 +33,7 @@ from fliqs_jax.models.cells.nasbench201 import (
     nasbench201_counts,
 )
 from fliqs_jax.models.cells.operations import Counts, operation_counts
-from fliqs_jax.models.cells.space import Alphas, CellSpace, Tables
+from fliqs_jax.models.cells.space import Alphas, CellSpace, Tables, narrowed
 
 UNITS = ("parameters", "macs", "weights")  # weights: without norms and biases
 
@@ -163,7 +163,7 @@ def nasbench201_network_counts(
         if stage:
             rows, columns = -(-rows // 2), -(-columns // 2)
         outer = width * multiple
-        inner = _narrowed(outer, bottleneck)
+        inner = narrowed(outer, bottleneck)
         if bottleneck > 1:
             weights = 2 * outer * inner
             vectors = 2 * (outer + inner) * affine
@@ -221,7 +221,7 @@ def darts_network_counts(
     stage = 0
     for place in places:
         stage += place.reduction
-        inner = place._replace(channels=_narrowed(place.channels, bottleneck))
+        inner = place._replace(channels=narrowed(place.channels, bottleneck))
         parts.append(_inputs(inner, affine))
         if bottleneck > 1:
             outer = 4 * place.channels
@@ -261,15 +261,6 @@ def _inputs(place: DartsPlace, affine: bool) -> np.ndarray:
 def _with_vectors(counts: Counts, vectors: int) -> np.ndarray:
     """Returns counts and their weights: the parameters but those in vectors."""
     return np.array([*counts, counts.parameters - vectors], np.float64)
-
-
-def _narrowed(channels: int, bottleneck: int) -> int:
-    if bottleneck < 1 or channels % bottleneck:
-        raise ValueError(
-            f"bottleneck must divide the {channels} channels of every stage, got"
-            f" {bottleneck}: 1 is none, 2 and 4 are usual"
-        )
-    return channels // bottleneck
 
 
 def marked_cost(space: CellSpace, operation: str) -> CellCost:

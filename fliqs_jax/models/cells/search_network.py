@@ -32,7 +32,13 @@ from fliqs_jax.models.cells.operations import (
     convolution,
     make_operation,
 )
-from fliqs_jax.models.cells.space import DARTS, NASBENCH201, Alphas, CellSpace
+from fliqs_jax.models.cells.space import (
+    DARTS,
+    NASBENCH201,
+    Alphas,
+    CellSpace,
+    narrowed,
+)
 
 ARCHITECTURE = "architecture"  # the name of the shares among the parameters
 
@@ -170,13 +176,13 @@ class NasBench201SearchNetwork(_SearchNetwork):
     def _cell(self, x, shares, norm, name):
         conv = functools.partial(ReluConvNorm, 1, norm, self.dtype, 1)
         features = x.shape[-1]
-        if self.bottleneck > 1:
-            x = conv(features // self.bottleneck, name=f"{name}_narrow")(x)
+        if self.bottleneck != 1:
+            x = conv(narrowed(features, self.bottleneck), name=f"{name}_narrow")(x)
         edges = MixedEdges(
             NASBENCH201, norm, lambda source: 1, self.share, self.dtype, name=name
         )
         x = edges([x], shares)[-1]
-        return conv(features, name=f"{name}_widen")(x) if self.bottleneck > 1 else x
+        return conv(features, name=f"{name}_widen")(x) if self.bottleneck != 1 else x
 
 
 class DartsSearchNetwork(_SearchNetwork):
@@ -221,7 +227,7 @@ class DartsSearchNetwork(_SearchNetwork):
         return logits.astype(jnp.float32)
 
     def _cell(self, before, last, place, shares, norm, name):
-        features = place.channels // self.bottleneck
+        features = narrowed(place.channels, self.bottleneck)
         conv = functools.partial(ReluConvNorm, 1, norm, self.dtype, 1)
         if place.after_reduction:
             first = FactorizedReduce(features, norm, self.dtype, name=f"{name}_input_0")

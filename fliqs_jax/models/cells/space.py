@@ -256,3 +256,13 @@ DARTS = CellSpace(
     _write=_darts_genotype,
 )
 CELL_SPACES = {space.name: space for space in (NASBENCH201, DARTS)}
+
+
+def narrowed(channels: int, bottleneck: int) -> int:
+    """Returns the channels within a bottleneck; ValueError if they do not divide."""
+    if bottleneck < 1 or channels % bottleneck:
+        raise ValueError(
+            f"bottleneck must divide the {channels} channels of every stage, got"
+            f" {bottleneck}: 1 is none, 2 and 4 are usual"
+        )
+    return channels // bottleneck

@@ -69,14 +69,14 @@ def mobilenet_v2_supernet(
       head: channels before the classifier at multiplier 1.
       multipliers: of the channels of stem, stages and head, each for itself, then
         rounded to multiples of 8; ascending.
-      kernels: sides of the depthwise windows, odd.
+      kernels: sides of the depthwise windows, odd, no less than a stride.
       expansions: channels of a block's middle over those that come in; at least 2, as
         blocks with 1 have no expanding layer (those of the first stage, always).
       dtype: of the computation.
 
     Raises:
-      ValueError: if options are not ascending, a kernel is even, or an expansion is
-        below 2.
+      ValueError: if options are not ascending, a kernel is even or smaller than a
+        stride, or an expansion is below 2.
 
     Reference:
       Bender et al., TuNAS, 2020, https://arxiv.org/abs/2008.06120 (MobileNetV2 space);
@@ -89,6 +89,9 @@ def mobilenet_v2_supernet(
     """
     if any(side % 2 == 0 for side in kernels):
         raise ValueError(f"kernels must be odd, to have a centre, got {kernels}")
+    steps = max(stride for _, _, stride in stages)
+    if min(kernels) < steps:  # "SAME" would put its centre elsewhere
+        raise ValueError(f"kernels must be at least a stride, {steps}, got {kernels}")
     if min(expansions) < 2:
         raise ValueError(f"expansions must be at least 2, got {expansions}")
     blocks = [

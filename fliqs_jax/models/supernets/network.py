@@ -83,7 +83,7 @@ class SuperNetwork:
 
     Of an axis the first entries are live: W[:in, :out]. Of the dimensions named in
     `windows` it is those in the middle: the smaller kernel is the centre of the larger
-    one, which padding "SAME" puts in the same place.
+    one, which padding "SAME" puts in the same place if no stride is larger than it.
 
     `sizes` uses arithmetic alone (`a * (b < c)`, no `if`), for it is called with whole
     numbers, with arrays of them, and while tracing. A layer left out has a dimension of

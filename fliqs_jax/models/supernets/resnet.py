@@ -1,7 +1,8 @@
 """Residual super-networks: depth and width of every stage, expansion of every block.
 
 As in Once-for-All's ResNet-50, whose stem is a deep one and here one convolution. The
-full networks are `CifarResNet` and `ImageNetResNet`, so trained weights of these fit.
+full networks are `CifarResNet` and `ImageNetResNet`, so trained weights of these fit
+where depths, widths and expansions end at theirs: of `resnet_imagenet` not by default.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,8 @@ def cifar_resnet_supernet(
       dtype: of the computation.
 
     Raises:
-      ValueError: if a list of options is not ascending, or of another length.
+      ValueError: if a list of options is not ascending, of another length, or begins
+        below 1.
 
     Example:
       >>> cifar_resnet_supernet(depths=((1,), (1, 2), (1, 2))).full.tolist()
@@ -114,7 +116,8 @@ def imagenet_resnet_supernet(
       dtype: of the computation.
 
     Raises:
-      ValueError: if a list of options is not ascending, or of another length.
+      ValueError: if a list of options is not ascending, of another length, or begins
+        below 1.
 
     Reference:
       Cai et al., Once-for-All, 2020, https://arxiv.org/abs/1908.09791 (its ResNet-50
@@ -161,6 +164,12 @@ def _supernet(decisions, sizes, axes, build, image_shape) -> SuperNetwork:
 
 
 def _decisions(depths, widths, expansions) -> tuple[Decision, ...]:
+    least = min(min(options) for options in (*depths, *widths, expansions))
+    if least < 1:  # such a stage or block could be searched, but not be built
+        raise ValueError(
+            f"depths, widths and expansions must be at least 1, got {least}: a stage"
+            " has a block"
+        )
     found = []
     for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
         found.append(Decision(name=f"stage{stage}/depth", options=tuple(depth)))

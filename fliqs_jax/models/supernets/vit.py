@@ -59,7 +59,8 @@ def vit_supernet(
       dtype: of the computation.
 
     Raises:
-      ValueError: if options are not ascending, or `layers` ends at another number.
+      ValueError: if options are not ascending or begin below 1, or `layers` ends at
+        another number.
 
     Reference:
       SimQ-NAS, 2023, https://arxiv.org/abs/2312.13301; InstaTune, 2023,
@@ -72,6 +73,12 @@ def vit_supernet(
     depths = tuple(layers or range(max(1, num_layers - 1), num_layers + 1))
     if depths[-1] != num_layers:
         raise ValueError(f"layers must end at num_layers={num_layers}, got {depths}")
+    least = min(*depths, *heads, *mlp_dims)
+    if least < 1:
+        raise ValueError(
+            f"layers, heads and mlp_dims must be at least 1, got {least}: such a"
+            " network could be searched, but not be built"
+        )
     decisions = [Decision(name="layers", options=depths)]
     for number in range(num_layers):
         for kind, options in (("heads", heads), ("mlp", mlp_dims)):

@@ -23,6 +23,7 @@ from fliqs_jax.site_patterns import nearest
 # (weights [P], values of the codebook before [K], or None) -> nearest codebook
 Projection = Callable[[Float[ArrayLike, "P"], Float[ArrayLike, "K"] | None], Codebook]
 
+_NO_WEIGHTS = ("bias", "scale")
 _LARGEST_FORMAT = 8  # bits, whose values can be listed
 
 
@@ -39,7 +40,9 @@ class CStep:
 class CompressionRule:
     """A codebook for each weight that a pattern matches, or one for them all.
 
-    Leaves of fewer than two axes (biases, the scales of norms) are never compressed.
+    Never compressed are leaves of fewer than two axes, and those named "bias" or
+    "scale", which have more in attention layers and in stacks of layers. Others such as
+    embeddings of positions are, if a pattern matches them.
     """
 
     pattern: str  # must match the whole path, "Dense_0/kernel"; the first rule wins
@@ -166,7 +169,11 @@ def find_scopes(params: PyTree, rules: Sequence[CompressionRule]) -> tuple[Scope
       [('Dense_0/kernel',)]
     """
     shapes = {path: leaf.shape for path, leaf in named_leaves(params).items()}
-    free = [path for path, shape in shapes.items() if len(shape) > 1]
+    free = [
+        path
+        for path, shape in shapes.items()
+        if len(shape) > 1 and path.rpartition("/")[2] not in _NO_WEIGHTS
+    ]
     scopes: list[Scope] = []
     for rule in rules:
         try:

@@ -186,7 +186,13 @@ class _Problem:
         table = self.costs.formats_table(vector[: self.num_choices].astype(np.int32))
         if table.minimum() > budget:
             return None
-        values = np.where(self._live(vector)[:, None], self.format_scores, 0.0)
+        rows = self.format_scores
+        idle = np.where(np.isfinite(rows), 0.0, rows)
+        values = np.where(self._live(vector)[:, None], rows, idle)
+        values -= values.max(axis=1, keepdims=True)
+        # Within the range in which the knapsack tells scores apart.
+        reach = -np.where(np.isfinite(values), values, 0.0).min(axis=1).sum()
+        values *= min(1.0, 39.0 / max(reach, 1e-300))
         chosen = most_probable_within(values, table, budget)
         found = np.concatenate([vector[: self.num_choices], chosen])
         fits = self.costs.exact_cost(found) <= budget

@@ -81,7 +81,10 @@ def mate(
     for _ in range(_TRIES):
         if len(children) == count:
             break
-        children = np.concatenate([children, algorithm.ask().get("X").astype(np.int64)])
+        asked = algorithm.ask()
+        if asked is None:  # mating found none that differs from the parents
+            break
+        children = np.concatenate([children, asked.get("X").astype(np.int64)])
         children = select_new(children, seen, count)
     return children
 

@@ -276,3 +276,16 @@ def test_published_parameters(name, overrides, options, parameters):
         if value is not None:
             choice[number] = decision.options.index(value)
     assert int(supernets.subnetwork_parameters(net, choice)) == parameters
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("resnet_cifar", {"depths": ((1,), (0, 1), (1,))}, "must be at least 1, got 0"),
+        ("vit_cifar", {"layers": (0, 1, 2), "num_layers": 2}, "must be at least 1"),
+        ("mobilenet_v2_cifar", {"kernels": (1, 3)}, "at least a stride, 2, got"),
+    ],
+)
+def test_options_that_cannot_be_built_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        supernets.create_supernet(name, **options)

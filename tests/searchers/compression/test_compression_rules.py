@@ -129,3 +129,11 @@ def test_leaves_of_a_shared_codebook_decode_to_their_own_weights():
     )
     plain = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
     jax.tree.map(np.testing.assert_array_equal, decode_params(packed), plain)
+
+
+def test_biases_of_several_axes_are_left_alone():
+    kernel, vector = jnp.ones((4, 2, 3)), jnp.ones((2, 3))
+    params = {"query": {"kernel": kernel, "bias": vector}, "norm": {"scale": vector}}
+    rule = CompressionRule(pattern=".*", c_step=kmeans_step(2))
+    (scope,) = find_scopes(params, [rule])
+    assert scope.paths == ("query/kernel",)

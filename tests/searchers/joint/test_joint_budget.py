@@ -55,6 +55,19 @@ def test_choice_is_the_best_of_all_within_the_budget(scores, share):
     assert scores[np.arange(5), found.options].sum() == pytest.approx(found.score)
 
 
+@given(scores=arrays(np.float64, (5, 3), elements=st.floats(-200, 0, width=32)),
+       share=st.floats(0.01, 1.0))  # fmt: skip
+@settings(max_examples=15)
+def test_scores_far_apart_are_told_apart(scores, share):
+    costs, vectors, prices = problem()
+    scores = absent_as_minus_infinity(costs, scores)
+    budget = prices.min() + share * (prices.max() - prices.min())
+    found = best_within(scores, costs, budget)
+    totals = scores[np.arange(5), vectors].sum(axis=1)
+    # The knapsack counts in parts of the range that it gets.
+    assert found.score == pytest.approx(totals[prices <= budget].max(), abs=1e-3)
+
+
 @given(scores=arrays(np.float64, 26, elements=st.floats(-1, 1)), share=st.floats(0, 1))
 @settings(max_examples=6)
 def test_budget_is_met_on_a_network_of_many_decisions(scores, share):
