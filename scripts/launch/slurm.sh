@@ -20,5 +20,5 @@ workdir="${1:?usage: sbatch scripts/launch/slurm.sh WORKDIR [flags of experiment
 shift
 # --kill-on-bad-exit: no task outlives another. --batch_size is that of all GPUs.
 # Not every Slurm hands --cpus-per-task of the job on to srun.
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" python -m experiments.fliqs --distributed \
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" python -m experiments.fliqs --distributed \
   --workdir="$workdir" --dtype=bfloat16 --batch_size=1024 "$@"

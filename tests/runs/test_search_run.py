@@ -155,20 +155,36 @@ def test_a_report_names_the_cost_of_a_run_from_python(search, tmp_path):
     assert cost_name(lambda site, w, a: 1) == "cost"
 
 
-@pytest.mark.parametrize("method", [fq.search_formats, fq.search_bits])
-def test_sites_that_cannot_be_observed_are_named(digits, method, tmp_path):
+@pytest.fixture(scope="module")
+def search_frozen(digits):
     sites = fq.find_sites(Frozen(), digits.train.images[:1].astype("float32"))
 
-    def run(name, formats, pins=None, **changed):
+    def run(workdir, method, formats, pins=None, **changed):
         space = fq.SearchSpace(sites, formats, pins=pins)
-        where = str(tmp_path / name)
-        arguments = {"cost_target": 1.0, "job": JOB, "workdir": where, **changed}
+        arguments = {"cost_target": 1.0, "job": JOB, "workdir": str(workdir), **changed}
         return method(Frozen(), digits, space, say=lambda text: None, **arguments)
 
+    return run
+
+
+METHODS = pytest.mark.parametrize("method", [fq.search_formats, fq.search_bits])
+
+
+@METHODS
+def test_sites_that_cannot_be_observed_are_named(search_frozen, method, tmp_path):
     with pytest.raises(ValueError, match="inputs of 'Dense_0' cannot be observed"):
-        run("all", ["int4", "int8"])
-    # In fp32 nothing has to be known of them.
-    run("pinned", ["int4", "int8", "fp32"], {"Dense_0": "fp32"}, cost_target=16.0)
-    run("float", ["int8", "fp32"], policy=fq.Policy.uniform(sites, "fp32"))
+        search_frozen(tmp_path / "run", method, ["int4", "int8"])
+
+
+@pytest.mark.slow
+@METHODS
+def test_sites_that_cannot_be_observed_may_stay_in_float(
+    search_frozen, method, tmp_path
+):
+    options, pins = ["int4", "int8", "fp32"], {"Dense_0": "fp32"}
+    search_frozen(tmp_path / "pinned", method, options, pins, cost_target=16.0)
+    policy = fq.Policy({"Dense_0": ("fp32", "fp32"), "Dense_1": ("fp32", "fp32")})
+    search_frozen(tmp_path / "float", method, ["int8", "fp32"], policy=policy)
     if method is fq.search_formats:
-        run("absmax", ["int4", "int8"], fliqs=fq.FliqsSettings(dynamic_scales=True))
+        absmax = fq.FliqsSettings(dynamic_scales=True)
+        search_frozen(tmp_path / "absmax", method, ["int4", "int8"], fliqs=absmax)

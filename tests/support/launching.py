@@ -1,5 +1,8 @@
 """Running a launcher inside the test's own process."""
 
+import sys
+from unittest import mock
+
 from absl import flags
 from absl.testing import flagsaver
 
@@ -22,7 +25,9 @@ SMALL = (
 
 def launch(launcher, *arguments):
     """Runs a launcher in this process with these flags and no others."""
-    with flagsaver.flagsaver():
+    # Runs record the command that started them.
+    command = [launcher.__file__, *arguments]
+    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", command):
         flags.FLAGS.unparse_flags()
         flags.FLAGS(["launcher", *arguments])
         launcher.run()

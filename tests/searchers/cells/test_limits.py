@@ -109,7 +109,7 @@ def test_limit_that_is_to_be_used_is_met_from_below_too():
         x, multiplier = solve(bound, form)[-1]
         assert x == pytest.approx(bound, abs=0.02)
         assert multiplier == pytest.approx(2 * (3 - bound) * bound, abs=0.05)
-    with pytest.raises(ValueError, match="used needs hinge=False"):
+    with pytest.raises(ValueError, match=r"used \(--use_limits\) needs hinge=False"):
         MultiplierSettings(used=True, hinge=True)
 
 

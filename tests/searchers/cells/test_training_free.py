@@ -145,7 +145,7 @@ def test_search_finds_what_scores_and_parameters_ask_for(tmp_path):
     scored = score_some(made_up, within, 60, log=tmp_path / "scores.csv", say=len)
     grid = 2 / 3 * predicted_ranks(*scored) + 1 / 3 * ranks_within(PARAMETERS, within)
     assert grid[tuple(found.repair.choice)] == grid[within].max()
-    with pytest.raises(ValueError, match="count must be 10 or more"):
+    with pytest.raises(ValueError, match=r"\(--scored_cells\) must be 10 or more"):
         search_cell_by_scores(*arguments, folder=tmp_path, count=9)
     names = [NASBENCH201.operations[o] for o in found.repair.choice]
     assert sum("conv" in name for name in names) >= 4

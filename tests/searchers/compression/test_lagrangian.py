@@ -347,7 +347,7 @@ def test_l_steps_share_the_steps_and_mu_grows():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LSteps.of(5, 20), "take fewer L steps or more steps"),
+        (lambda: LSteps.of(5, 20), "20 L steps in 5 steps: take fewer"),
         (lambda: LSteps.of(5, 0), "at least one L step.*count=0"),
         (lambda: LSteps(ends=(3, 3)), "ascending order"),
         (lambda: LSteps(ends=(3,), mu=0.0), "mu must be positive.*mu=0.0"),
