@@ -27,7 +27,7 @@ class Phases:
         """Returns phases as fractions of the run."""
         check_within("[0, 1]", warmup_fraction=warmup_fraction)
         check_within("[0, 1]", final_fraction=final_fraction)
-        if warmup_fraction + final_fraction > 1:
+        if warmup_fraction + final_fraction > 1 + 1e-9:
             raise ValueError(
                 "warmup_fraction and final_fraction must add up to at most 1, got"
                 f" {warmup_fraction} and {final_fraction}: lower one"
