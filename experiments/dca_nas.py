@@ -3,7 +3,7 @@
   python -m experiments.dca_nas --workdir=runs/cell --space=nasbench201 \
       --signal=table --table=nasbench201_cifar10.csv --parameter_limit=0.4e6
 
-  python -m experiments.dca_nas --workdir=runs/cell --space=darts --dataset=cifar10 \
+  python -m experiments.dca_nas --workdir=runs/darts --space=darts --dataset=cifar10 \
       --parameter_limit=2.5e6 --validation_fraction=0.5 --steps=20000
 
 The signal is a search network trained on the data set; or scores of untrained cells on

@@ -107,7 +107,9 @@ def search_bits(
       workdir: a new folder, or that of the same run.
       cost_target: budget as a fraction of the reference's cost; never exceeded.
       job: steps, batch size, seed, and how to run.
-      cost: price of one site.
+      cost: price of one site, from `fliqs_jax.costs`: `site_bops`, `site_mean_bits`,
+        `site_activation_size`, `make_site_storage()`, `make_site_latency(device)`,
+        `make_table_latency(LatencyTable.load(file))`; or your own.
       cost_reference: format of the uniform policy that costs 1.
       qbitopt: settings of the method.
       optimizer: of the weights.

@@ -60,7 +60,9 @@ def search_formats(
       workdir: a new folder, or that of the same run.
       cost_target: budget as a fraction of the reference's cost, positive.
       job: steps, batch size, seed, and how to run.
-      cost: price of one site.
+      cost: price of one site, from `fliqs_jax.costs`: `site_bops`, `site_mean_bits`,
+        `site_activation_size`, `make_site_storage()`, `make_site_latency(device)`,
+        `make_table_latency(LatencyTable.load(file))`; or your own.
       cost_reference: format of the uniform policy that costs 1.
       fliqs: settings of the method.
       optimizer: of the weights.
