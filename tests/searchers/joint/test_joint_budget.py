@@ -37,19 +37,24 @@ def absent_as_minus_infinity(costs, scores):
     return np.where(costs.present, scores, -np.inf)
 
 
+def with_best(scores, share):
+    """The problem at a share of its range of prices, and its optimum by brute force."""
+    costs, vectors, prices = problem()
+    scores = absent_as_minus_infinity(costs, scores)
+    budget = prices.min() + share * (prices.max() - prices.min())
+    totals = scores[np.arange(5), vectors].sum(axis=1)
+    return costs, scores, budget, totals[prices <= budget].max()
+
+
 logits = arrays(np.float64, (5, 3), elements=st.floats(-3, 3, width=32))
 
 
 @given(scores=logits, share=st.floats(0.01, 1.2))
 @settings(max_examples=25)
 def test_choice_is_the_best_of_all_within_the_budget(scores, share):
-    costs, vectors, prices = problem()
-    scores = absent_as_minus_infinity(costs, scores)
-    budget = prices.min() + share * (prices.max() - prices.min())
+    costs, scores, budget, best = with_best(scores, share)
     found = best_within(scores, costs, budget)
     assert costs.exact_cost(found.options) <= budget
-    totals = scores[np.arange(5), vectors].sum(axis=1)
-    best = totals[prices <= budget].max()
     assert found.score == pytest.approx(best, abs=1e-5)
     assert found.bound >= best - 1e-9
     assert scores[np.arange(5), found.options].sum() == pytest.approx(found.score)
@@ -59,13 +64,10 @@ def test_choice_is_the_best_of_all_within_the_budget(scores, share):
        share=st.floats(0.01, 1.0))  # fmt: skip
 @settings(max_examples=15)
 def test_scores_far_apart_are_told_apart(scores, share):
-    costs, vectors, prices = problem()
-    scores = absent_as_minus_infinity(costs, scores)
-    budget = prices.min() + share * (prices.max() - prices.min())
+    costs, scores, budget, best = with_best(scores, share)
     found = best_within(scores, costs, budget)
-    totals = scores[np.arange(5), vectors].sum(axis=1)
     # The knapsack counts in parts of the range that it gets.
-    assert found.score == pytest.approx(totals[prices <= budget].max(), abs=1e-3)
+    assert found.score == pytest.approx(best, abs=1e-3)
 
 
 @given(scores=arrays(np.float64, 26, elements=st.floats(-1, 1)), share=st.floats(0, 1))
