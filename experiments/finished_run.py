@@ -45,7 +45,8 @@ def dataset(*, split: str = "test") -> Dataset:
         images is not recorded, nor where those of its own are; the rest is.
     """
     config, owner = _config(), f"--workdir={FLAGS.workdir}"
-    given = config.get("flags") or {}
+    # A part of a launcher's run, such as WORKDIR/float, has no flags of its own.
+    given = config.get("flags") or config.get("images") or {}
     if not given and split != "test":
         raise ValueError(
             f"{owner} was made from Python, so how its images were split is not"
@@ -61,7 +62,7 @@ def dataset(*, split: str = "test") -> Dataset:
             **{name: given[name] for name in names if name in given},
         )
     except (ValueError, FileNotFoundError) as error:
-        if "flags" in config:
+        if "flags" in config or "images" in config:
             raise
         raise ValueError(
             f"{owner} was made from Python, on images named {config['dataset']!r},"

@@ -131,6 +131,9 @@ def train_network(
         config={
             "model": name or FLAGS.model,
             "network": {"name": name, "options": dict(options)},
+            "images": {
+                n: FLAGS[n].value for n in ("image_size", "validation_fraction")
+            },
             "session": {"data_dir": FLAGS.data_dir},
         },
     )
