@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 import fliqs_jax as fq
-from experiments import common
+from experiments import common, parsing
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import cells
 from fliqs_jax.runs.cell_search import with_search_bounds
@@ -126,7 +126,7 @@ def make_limits(
         facts["latency_fit_r2"] = r_squared
     graphs = {
         name: load_look_up_graph(file)
-        for name, file in common.parse_options("look_up_graph").items()
+        for name, file in parsing.parse_options("look_up_graph").items()
     }
     return with_search_bounds(space, limits, graphs, stages), facts
 

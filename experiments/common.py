@@ -1,36 +1,28 @@
 """Flags that every launcher shares, and the objects that they stand for.
 
-The only place, with the launchers themselves, where text becomes objects.
+What surrounds a launcher's work is in `experiments.program`, text as Python values in
+`experiments.parsing`.
 """
 
-import contextlib
-import dataclasses
-import functools
-import importlib
 import os
 import sys
-import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Collection
+from typing import Any
 
 import flax.linen as nn
-import jax
-from absl import app, flags, logging
+from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import cost_flags
+from experiments import cost_flags, parsing, program
 from fliqs_jax import costs
 from fliqs_jax.data import Dataset, load_dataset
-from fliqs_jax.train import processes
 from fliqs_jax.train.checkpoints import restore_tree
 from fliqs_jax.train.job import JobSettings
-from fliqs_jax.train.loop import TrainingDiverged
 from fliqs_jax.train.pretrained import load_variables
 from fliqs_jax.train.workdir import read_json
 
 FLAGS = flags.FLAGS
-_Settings = TypeVar("_Settings")
 
 # What may differ when a run is continued in its workdir: how, not what, it computes.
 # Weights from elsewhere identify it themselves, wherever they lie by then.
@@ -40,19 +32,6 @@ SESSION = (
     "coordinator_address", "num_processes", "process_id", "heartbeat_timeout",
     "init_from", "supernet_from",
 )  # fmt: skip
-
-# For a process that trains on the CPU. glibc returns the large temporaries of every
-# step to the kernel and fetches them page by page: kept, and in huge pages, a ResNet-8
-# step takes 0.75 of the time. Read when a process starts, so set from outside.
-CPU_ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "1000000000",
-}
-
-# Mistakes and ends that a line tells; anything else is a bug, and shown whole.
-_EXPECTED = (ValueError, FileNotFoundError, TrainingDiverged, processes.Preempted)
 
 _OURS: list[str] = []  # names of the flags defined here and by launchers
 
@@ -201,30 +180,6 @@ def define_process_flags() -> None:
     )
 
 
-def join_processes(*, supported: bool) -> None:
-    """Joins the other processes, where --distributed asks for it."""
-    if not supported:
-        if "distributed" in FLAGS and FLAGS.distributed:
-            raise ValueError(
-                f"experiments.{_launcher()} runs in one process: leave out "
-                "--distributed"
-            )
-        return
-    names = ("coordinator_address", "num_processes", "process_id")
-    given = {name: FLAGS[name].value for name in names}
-    if FLAGS.distributed:
-        processes.initialize(**given, heartbeat_timeout_s=FLAGS.heartbeat_timeout)
-        return
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"--{name}={value} needs --distributed")
-
-
-def say(text: str) -> None:
-    """Prints, in the first of several processes."""
-    processes.spoken_once(print)(text)
-
-
 def define_start_flags() -> None:
     """Defines the flags of `initial_variables`, for launchers that use it."""
     define(
@@ -242,19 +197,6 @@ def define_start_flags() -> None:
     )
 
 
-def say_idle(idle: Mapping[str, str]) -> None:
-    """Notes the flags given that change nothing in this run.
-
-    Notes, not errors: one preset serves several launchers and methods.
-
-    Args:
-      idle: why a flag has no effect, by its name.
-    """
-    for name, reason in idle.items():
-        if FLAGS[name].present:
-            say(f"note: --{name} has no effect: {reason}")
-
-
 def run_config(
     *, adjustable: Collection[str] = (), idle: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -266,6 +208,7 @@ def run_config(
       idle: flags that have no effect; they are left out.
     """
     values = {name: FLAGS[name].value for name in _OURS if name not in idle}
+    module = f"experiments.{program.launcher_name()}"
     by_name = ":" not in FLAGS.model
     apart = (*SESSION, *adjustable)
     return {
@@ -278,7 +221,7 @@ def run_config(
         ),
         "session": {
             **{name: x for name, x in values.items() if name in SESSION},
-            "command": ["python", "-m", f"experiments.{_launcher()}", *sys.argv[1:]],
+            "command": ["python", "-m", module, *sys.argv[1:]],
         },
         "network": {
             "name": FLAGS.model if by_name else None,
@@ -288,69 +231,10 @@ def run_config(
     }
 
 
-def _launcher() -> str:
-    return sys.argv[0].rpartition("/")[2].removesuffix(".py")
-
-
-_WORDS = {"True": True, "False": False, "None": None}
-
-
-def parse_options(flag: str) -> dict[str, Any]:
-    """Returns a flag's name=value pairs as Python values; other text stays text."""
-    return parse_pairs(flag, FLAGS[flag].value)
-
-
-def parse_pairs(flag: str, pairs: Iterable[str]) -> dict[str, Any]:
-    """Returns name=value pairs, which a flag has, as Python values.
-
-    Example:
-      >>> parse_pairs("model_options", ["width=32", "share=False", "pool=max"])
-      {'width': 32, 'share': False, 'pool': 'max'}
-    """
-    parsed = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--{flag}: expected name=value, got {pair!r}")
-        parsed[name] = _parsed(text)
-    return parsed
-
-
-def _parsed(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
-    for read in (int, float):
-        with contextlib.suppress(ValueError):
-            return read(text)
-    return text
-
-
-def seed_of(flag: str, text: str) -> int:
-    """Returns the number in random:NUMBER, as a flag says it."""
-    try:
-        return int(text.removeprefix("random:"))
-    except ValueError:
-        raise ValueError(
-            f"--{flag}={text}: a seed is a whole number, such as random:0"
-        ) from None
-
-
-def settings_of(kind: type[_Settings], **own: Any) -> _Settings:
-    """Returns settings, each as the flag of its name says if that is given.
-
-    Args:
-      kind: a dataclass; a flag that is None leaves a field its default.
-      **own: fields that have no flag of their name.
-    """
-    names = {field.name for field in dataclasses.fields(kind)} & set(FLAGS)
-    given = {name: FLAGS[name].value for name in names}
-    return kind(**{**{n: x for n, x in given.items() if x is not None}, **own})
-
-
 def job_settings() -> JobSettings:
     """Returns how a job is run."""
     profile = f"{FLAGS.workdir}/profile" if FLAGS.profile else None
-    return settings_of(JobSettings, profile_dir=profile)
+    return parsing.settings_of(JobSettings, profile_dir=profile)
 
 
 def dataset() -> Dataset:
@@ -366,7 +250,7 @@ def dataset() -> Dataset:
 
 def model_options() -> dict[str, Any]:
     """Returns the fields of the model that the flags set."""
-    options = parse_options("model_options")
+    options = parsing.parse_options("model_options")
     if FLAGS.dtype != "float32":
         options["dtype"] = FLAGS.dtype
     return options
@@ -375,7 +259,9 @@ def model_options() -> dict[str, Any]:
 def model(num_classes: int) -> nn.Module | nnx.Module:
     """Returns the model that the flags name: one of ours, or a user's own factory."""
     if ":" in FLAGS.model:
-        return user_model(FLAGS.model, num_classes=num_classes, **model_options())
+        return parsing.user_model(
+            FLAGS.model, num_classes=num_classes, **model_options()
+        )
     return fq.create_model(FLAGS.model, num_classes=num_classes, **model_options())
 
 
@@ -407,56 +293,3 @@ def _can_resume(workdir: str) -> bool:
     except ValueError:
         return False
     return os.path.exists(f"{workdir}/config.json")
-
-
-def user_model(name: str, **arguments: Any) -> nn.Module | nnx.Module:
-    """Returns `factory(**arguments)` of a name like `package.module:factory`."""
-    module_name, _, factory_name = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"model {name!r}: {error}; name it package.module:factory, importable from "
-            "the folder that you start in"
-        ) from error
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        given = ", ".join(f"{argument}=..." for argument in arguments)
-        raise ValueError(
-            f"model {name!r}: {error}; it is called as {factory_name}({given})"
-        ) from error
-
-
-def start(run: Callable[[], None], *, distributed: bool = False) -> None:
-    """Starts a launcher as the command line says; its arguments are `run_or_exit`'s."""
-    flags.mark_flag_as_required("workdir")
-    app.run(functools.partial(run_or_exit, run=run, distributed=distributed))
-
-
-def run_or_exit(
-    argv: list[str], run: Callable[[], None], *, distributed: bool = False
-) -> None:
-    """Runs a launcher; a user's mistake ends it with one line, not a traceback.
-
-    An error in one of several processes ends it at once, for the others wait for it.
-
-    Args:
-      argv: what absl leaves of the command line.
-      run: the launcher's work.
-      distributed: whether it knows what to do as one of several processes.
-    """
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)  # jax tells which backends it did not find
-    try:
-        join_processes(supported=distributed)
-        run()
-    except Exception as error:
-        if processes.tells_a_loss(error):
-            processes.stop(processes.lost_message(error))
-        if isinstance(error, _EXPECTED):
-            processes.stop(f"error: {error}")
-        if not jax.distributed.is_initialized():
-            raise
-        processes.stop(traceback.format_exc())

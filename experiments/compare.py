@@ -32,6 +32,7 @@ from experiments import (
     fliqnas,
     fliqs,
     learning_compression,
+    program,
     qbitopt,
     sensitivity,
 )
@@ -274,4 +275,4 @@ def _given(names: frozenset[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    common.start(run)
+    program.start(run)

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 import fliqs_jax as fq
-from experiments import common, cost_flags, search_flags
+from experiments import common, cost_flags, parsing, program, search_flags
 from experiments.cell_limits import (
     LAYOUT,
     check_table,
@@ -140,7 +140,7 @@ common.define(
 def run() -> None:
     """Turns the flags into objects, searches, trains what was found."""
     idle = idle_flags()
-    common.say_idle(idle)
+    program.say_idle(idle)
     space, settings = cells.CELL_SPACES[FLAGS.space], cell_settings()
     if FLAGS.signal == "training_free" and space is not cells.NASBENCH201:
         raise ValueError(
@@ -171,7 +171,7 @@ def run() -> None:
     }
     with open_workdir(FLAGS.workdir, config, volatile=("session",)) as folder:
         if (folder / "summary.json").exists():
-            say_finished(folder, common.say, write_page=write_cell_report)
+            say_finished(folder, program.say, write_page=write_cell_report)
             return
         found = search(
             space, dataset, table, limits, search_model, settings, stages, folder
@@ -201,7 +201,7 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
             count=FLAGS.scored_cells,
             seed=FLAGS.seed,
             known=[pathlib.Path(file) for file in FLAGS.scores],
-            say=common.say,
+            say=program.say,
         )
         facts = {**found.facts, "compile_count": scorer.compile_count}
         return dataclasses.replace(found, facts=facts)
@@ -216,7 +216,7 @@ def search(space, dataset, table, limits, model, settings, stages, folder) -> Fo
         optimizer=search_flags.optimizer_settings(),
         augment=search_flags.augmentation(dataset),
         stages=stages,
-        say=common.say,
+        say=program.say,
     )
 
 
@@ -258,7 +258,7 @@ def finish(
     costs = map(network_counts(space, dataset).cost, ("parameters", "macs"))
     counts = [int(cost.of(space, found.repair.choice)) for cost in costs]
     summary = cell_summary(space, limits, found, counts, table, stages)
-    common.say(f"found {summary['genotype']}")
+    program.say(f"found {summary['genotype']}")
     options = {
         **common.model_options(),
         GENOTYPE_FIELDS[space.name]: str(found.genotype),
@@ -268,7 +268,7 @@ def finish(
     policy = fq.Policy.uniform(sites, "fp32")
     if stages is not None:
         policy = stages.policy(found.repair.formats, sites)
-        common.say(f"at {', '.join(summary['stage_formats'])}")
+        program.say(f"at {', '.join(summary['stage_formats'])}")
     processes.on_main(lambda: policy.save(folder / "policy.json"))
     accuracy, source, seconds = None, None, 0.0
     if final_steps():
@@ -303,7 +303,7 @@ def finish(
 
     def write():
         write_json(folder / "summary.json", summary)
-        common.say(f"report: {write_cell_report(folder)}")
+        program.say(f"report: {write_cell_report(folder)}")
 
     processes.on_main(write)
 
@@ -338,7 +338,7 @@ def search_options() -> dict[str, Any]:
         same = {k: v for k, v in common.model_options().items() if k in shared}
     if FLAGS.signal == "training_free":  # a stage of one cell tells as much as of five
         same = {"num_cells": 1, **same, "share": False, "bottleneck": 1}
-    return {**same, **common.parse_options("search_options")}
+    return {**same, **parsing.parse_options("search_options")}
 
 
 def cell_settings() -> CellSearchSettings:
@@ -392,4 +392,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    common.start(run, distributed=True)
+    program.start(run, distributed=True)

@@ -10,7 +10,7 @@ import json
 import jax
 from absl import flags
 
-from experiments import common, finished_run
+from experiments import finished_run, program
 from fliqs_jax.data import evaluation_batches
 from fliqs_jax.train.evaluation import evaluate
 
@@ -36,4 +36,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    common.start(run)
+    program.start(run)

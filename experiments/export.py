@@ -15,7 +15,7 @@ import pathlib
 import jax
 from absl import flags
 
-from experiments import common, finished_run
+from experiments import finished_run, program
 from fliqs_jax.data import evaluation_batches
 from fliqs_jax.deploy.program import PLATFORMS, check_exportable
 from fliqs_jax.runs.export import export_network, load_program, loaded_weights
@@ -87,7 +87,7 @@ def writes_program() -> bool:
     except ModuleNotFoundError as error:
         if FLAGS.program:
             raise ValueError(f"--program: {error}") from error
-        common.say(f"note: no program is written: {error}")
+        program.say(f"note: no program is written: {error}")
         return False
     return True
 
@@ -98,4 +98,4 @@ def _platforms() -> list[str]:
 
 
 if __name__ == "__main__":
-    common.start(run)
+    program.start(run)

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 import fliqs_jax as fq
-from experiments import common, subnetwork_flags
+from experiments import common, parsing, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.runs.network import Network
 from fliqs_jax.runs.run_folder import check_same_images
@@ -31,7 +31,7 @@ def network() -> Network:
     model, made = None, _made()
     subnetwork_flags.know_supernet(made.get("supernet") or "")
     if FLAGS.factory is not None:
-        model = common.user_model(
+        model = parsing.user_model(
             FLAGS.factory, num_classes=made["num_classes"], **made.get("options", {})
         )
     return fq.load_network(FLAGS.workdir, model)

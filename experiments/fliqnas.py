@@ -22,6 +22,7 @@ import fliqs_jax as fq
 from experiments import (
     common,
     one_shot_flags,
+    program,
     search_flags,
     subnetwork_flags,
 )
@@ -59,7 +60,7 @@ def run() -> None:
     both = FLAGS.policy is not None and FLAGS.architecture is not None
     given = "--architecture with --policy" if both else None
     idle = {**one_shot_flags.idle_flags(settings, given=given), **IDLE}
-    common.say_idle(idle)
+    program.say_idle(idle)
     dataset = common.dataset()
     net, made_by = subnetwork_flags.supernet(dataset)
     architecture = subnetwork_flags.architecture(net, FLAGS.architecture)
@@ -124,4 +125,4 @@ def completed(policy: fq.Policy, net: SuperNetwork, architecture) -> fq.Policy:
 
 
 if __name__ == "__main__":
-    common.start(run, distributed=True)
+    program.start(run, distributed=True)

@@ -15,7 +15,7 @@ from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, one_shot_flags, search_flags
+from experiments import common, one_shot_flags, program, search_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.runs.format_search import search_formats
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
@@ -41,7 +41,7 @@ def run() -> None:
     settings = fliqs_settings()
     given = None if FLAGS.policy is None else "--policy"
     idle = one_shot_flags.idle_flags(settings, given=given)
-    common.say_idle(idle)
+    program.say_idle(idle)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     space, policy = search_flags.space_and_policy(
@@ -72,4 +72,4 @@ def fliqs_settings() -> FliqsSettings:
 
 
 if __name__ == "__main__":
-    common.start(run, distributed=True)
+    program.start(run, distributed=True)

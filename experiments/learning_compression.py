@@ -18,7 +18,7 @@ import re
 
 from absl import flags
 
-from experiments import common, search_flags
+from experiments import common, parsing, program, search_flags
 from experiments.trained_network import float_network
 from fliqs_jax.runs.compression_run import (
     CompressionSettings,
@@ -95,11 +95,11 @@ common.define(
 def run() -> None:
     """Turns the flags into objects, trains the reference if need be, compresses."""
     job = common.job_settings()
-    settings = common.settings_of(CompressionSettings)
+    settings = parsing.settings_of(CompressionSettings)
     settings.l_steps(job.steps)  # a mistake there shows before data is read
     c_step = codebook()
     idle = idle_flags()
-    common.say_idle(idle)
+    program.say_idle(idle)
     config = common.run_config(idle=idle)
     if FLAGS.init_from is not None:
         variables, record = common.initial_variables()
@@ -156,4 +156,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    common.start(run, distributed=True)
+    program.start(run, distributed=True)

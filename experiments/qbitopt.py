@@ -10,7 +10,7 @@ Writes policy.json, summary.json, metrics.jsonl, report.html and checkpoints/.
 
 from absl import flags
 
-from experiments import common, search_flags
+from experiments import common, parsing, program, search_flags
 from fliqs_jax.runs.bit_search import QBitOptSettings, search_bits
 
 FLAGS = flags.FLAGS
@@ -46,9 +46,9 @@ common.define("bool", "per_channel", None, "One weight scale an output channel."
 def run() -> None:
     """Turns the flags into objects and searches."""
     common.job_settings()  # a mistake there shows before data is read
-    settings = common.settings_of(QBitOptSettings)
+    settings = parsing.settings_of(QBitOptSettings)
     idle = idle_flags()
-    common.say_idle(idle)
+    program.say_idle(idle)
     dataset = common.dataset()
     model = common.model(dataset.num_classes)
     space, policy = search_flags.space_and_policy(
@@ -66,4 +66,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    common.start(run, distributed=True)
+    program.start(run, distributed=True)

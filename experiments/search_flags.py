@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, cost_flags
+from experiments import common, cost_flags, parsing
 from fliqs_jax import costs
 from fliqs_jax.data import AugmentConfig, Dataset, augment, default_augmentation
 from fliqs_jax.runs.bit_search import QBitOptSettings
@@ -110,7 +110,7 @@ def search_space(
 
 def pins(sites: tuple[fq.Site, ...]) -> dict[str, str]:
     """Returns the pinned sites' formats, by path or pattern."""
-    given = common.parse_options("pins")
+    given = parsing.parse_options("pins")
     if not FLAGS.first_last:
         return given
     pinned = {
@@ -130,7 +130,7 @@ def fixed_policy(space: fq.SearchSpace, cost: costs.SiteCost) -> fq.Policy | Non
         return uniform_policy(space.sites)
     table = costs.cost_table(space, cost)
     target = FLAGS.cost_target * table.reference(FLAGS.cost_reference)
-    seed = common.seed_of("policy", FLAGS.policy)
+    seed = parsing.seed_of("policy", FLAGS.policy)
     (options,) = costs.random_policies_of_equal_cost(table, target, count=1, seed=seed)
     return space.policy(options)
 
@@ -199,4 +199,4 @@ def augmentation(dataset: Dataset) -> Augment:
 
 def optimizer_settings() -> fq.OptimizerSettings:
     """Returns how the weights are trained."""
-    return common.settings_of(fq.OptimizerSettings, name=FLAGS.optimizer)
+    return parsing.settings_of(fq.OptimizerSettings, name=FLAGS.optimizer)

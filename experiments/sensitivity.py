@@ -16,7 +16,7 @@ Takes the flags of experiments.fliqs; those of its controller have no effect.
 from absl import flags
 
 import fliqs_jax as fq
-from experiments import common, cost_flags, fliqs, search_flags
+from experiments import common, cost_flags, fliqs, parsing, program, search_flags
 from experiments.trained_network import float_network
 from fliqs_jax.runs.post_training import (
     ALLOCATIONS,
@@ -39,7 +39,7 @@ define("bool", "monotone", True, "A wider format counts as no worse.")
 
 def run() -> None:
     """Turns the flags into objects, trains if need be, measures, allocates."""
-    settings = common.settings_of(AllocationSettings)
+    settings = parsing.settings_of(AllocationSettings)
     method = fliqs.fliqs_settings()
     if FLAGS.policy is not None or method.dynamic_scales:
         raise ValueError(
@@ -82,4 +82,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    common.start(run)
+    program.start(run)

@@ -25,6 +25,8 @@ from experiments import (
     common,
     cost_flags,
     finetuning,
+    parsing,
+    program,
     search_flags,
     subnetwork_flags,
     supernet_flags,
@@ -148,7 +150,7 @@ finetuning.define_finetuning_flags()
 
 def run() -> None:
     """Turns the flags into objects, trains, searches, takes a point."""
-    common.say_idle(idle_flags())
+    program.say_idle(idle_flags())
     settings, selection = simq_settings(), point_selection()
     prices, objectives = site_prices(), objective_names()
     # Mistakes there show before data is read.
@@ -164,7 +166,7 @@ def run() -> None:
     volatile = ("session", "adjustable")
     with open_workdir(FLAGS.workdir, config, volatile=volatile) as folder:
         if finished(folder, shared["adjustable"]):
-            say_finished(folder, common.say, write_page=write_front_report)
+            say_finished(folder, program.say, write_page=write_front_report)
             return
         training = {"seconds": 0.0, "compile_count": 0, "steps": 0}
         if state is None:
@@ -308,7 +310,7 @@ def site_prices() -> dict[str, SiteCost]:
 
 def simq_settings() -> simq_nas.SimqSettings:
     """Returns the method's settings."""
-    return common.settings_of(
+    return parsing.settings_of(
         simq_nas.SimqSettings,
         reference_format=FLAGS.accuracy_reference,
         sensitivity=FLAGS.seed_by_sensitivity,
@@ -355,4 +357,4 @@ def idle_flags() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    common.start(run, distributed=True)
+    program.start(run, distributed=True)

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from experiments import common
+from experiments import common, parsing
 from fliqs_jax.data import Dataset
 from fliqs_jax.models import supernets
 from fliqs_jax.train.workdir import read_json
@@ -93,7 +93,7 @@ def know_supernet(name: str) -> None:
     """Registers a user's own super-network under package.module:factory."""
 
     def make(**arguments: Any) -> supernets.SuperNetwork:
-        net = common.user_model(name, **arguments)
+        net = parsing.user_model(name, **arguments)
         if not isinstance(net, supernets.SuperNetwork):
             raise ValueError(
                 f"--supernet={name} made a {type(net).__name__}, not a SuperNetwork"
@@ -123,7 +123,7 @@ def architecture(
     if text in ("full", "smallest"):
         return getattr(net, text)
     if text.startswith("random:"):
-        random = np.random.default_rng(common.seed_of("architecture", text))
+        random = np.random.default_rng(parsing.seed_of("architecture", text))
         return random.integers(0, net.full + 1).astype(np.int32)
     path = pathlib.Path(text)
     file = path / supernets.ARCHITECTURE_FILE if path.is_dir() else path

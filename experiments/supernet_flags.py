@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, search_flags, subnetwork_flags
+from experiments import common, parsing, program, search_flags, subnetwork_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.models.supernets import SuperNetwork
 from fliqs_jax.runs.run_folder import check_same_images
@@ -53,7 +53,7 @@ def define_supernet_flags() -> None:
 
 def supernet_settings() -> SupernetSettings:
     """Returns how sub-networks are trained."""
-    return common.settings_of(SupernetSettings)
+    return parsing.settings_of(SupernetSettings)
 
 
 def network_config() -> dict[str, Any]:
@@ -128,6 +128,6 @@ def trained_supernet(
             variables=variables,
             skip_variables=FLAGS.init_skip,
             config={**config, "network": network, **record},
-            say=common.say,
+            say=program.say,
         )
     return load_supernet(folder, net), read_json(f"{folder}/summary.json")

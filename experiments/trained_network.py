@@ -16,7 +16,7 @@ from absl import flags
 from flax import nnx
 
 import fliqs_jax as fq
-from experiments import common, search_flags
+from experiments import common, program, search_flags
 from fliqs_jax.data import Dataset
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train.classifier import image_sites, training_arguments
@@ -79,7 +79,7 @@ def _load_float(model: nn.Module | nnx.Module, dataset: Dataset) -> TrainedState
     variables = fit_variables(
         fq.load_variables(FLAGS.init_from),
         jax.jit(init)(jax.random.key(0), images),
-        say=common.say,
+        say=program.say,
     )
     return TrainedState(variables.pop("params"), variables)
 

@@ -17,7 +17,7 @@ prepare_environment() {
   . "$venv/bin/activate"
 }
 
-# As in experiments/common.py: training on the CPU keeps its memory, in huge pages.
+# As in experiments/program.py: training on the CPU keeps its memory, in huge pages.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-100000000000}"

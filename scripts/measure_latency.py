@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments import common
+from experiments import parsing
 from fliqs_jax.costs.contractions import (
     OPERANDS,
     CompiledContraction,
@@ -87,10 +87,10 @@ def device_name() -> str:
 def make_model(arguments: argparse.Namespace):
     """Returns the model that --model names."""
     given = [pair for pair in arguments.model_options.split(",") if pair]
-    options = common.parse_pairs("model_options", given)
+    options = parsing.parse_pairs("model_options", given)
     options["num_classes"] = arguments.num_classes
     if ":" in arguments.model:
-        return common.user_model(arguments.model, **options)
+        return parsing.user_model(arguments.model, **options)
     return create_model(arguments.model, **options)
 
 

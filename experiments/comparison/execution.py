@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments.common import CPU_ENVIRONMENT
 from experiments.comparison.planning import Run
+from experiments.program import CPU_ENVIRONMENT
 
 _PAUSE_S = 0.2  # between two looks at the processes; runs take many seconds
 

@@ -15,7 +15,6 @@ from absl.testing import flagsaver
 from launching import SMALL
 
 from experiments import (
-    common,
     dca_nas,
     fliqnas,
     fliqs,
@@ -301,7 +300,7 @@ def error_of(launcher, *arguments, distributed=True):
         flags.FLAGS.unparse_flags()
         flags.FLAGS([f"{launcher.__name__}.py", "--workdir=none", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            common.run_or_exit([""], lambda: None, distributed=distributed)
+            program.run_or_exit([""], lambda: None, distributed=distributed)
     return str(stopped.value)
 
 

@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import common, evaluate, simq_nas
+from experiments import evaluate, simq_nas
 from fliqs_jax.runs import supernet_training
 from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
 
@@ -84,7 +84,7 @@ def test_flags_without_effect_are_noted(capsys):
         given = ["--model=resnet20", "--cost=size", "--finetune_learning_rate=0.1"]
         given += ["--searcher=random", "--sensitivity_features", "--searched_loss=1"]
         absl_flags.FLAGS(["launcher", *given, "--supernet_from=there", "--steps=5"])
-        common.say_idle(simq_nas.idle_flags())
+        program.say_idle(simq_nas.idle_flags())
     notes = capsys.readouterr().out.splitlines()
     for name in (
         "model", "cost", "finetune_learning_rate", "sensitivity_features",

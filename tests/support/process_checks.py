@@ -8,7 +8,7 @@ import numpy as np
 from absl import app, flags
 from jax import lax
 
-from experiments import common
+from experiments import common, program
 from fliqs_jax.data import batches, evaluation_batches, load_dataset
 from fliqs_jax.train import mapping, processes
 from fliqs_jax.train.checkpoints import Checkpoints
@@ -123,12 +123,12 @@ def check_all() -> None:
     check_batches(mesh)
     check_steps(mesh)
     check_errors()
-    common.say("said once")
+    program.say("said once")
     print("passed")
 
 
 def main(argv: list[str]) -> None:
-    common.run_or_exit(argv, check_all, distributed=True)
+    program.run_or_exit(argv, check_all, distributed=True)
 
 
 if __name__ == "__main__":
