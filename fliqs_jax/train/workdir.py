@@ -36,7 +36,8 @@ def open_workdir(
     """Yields the folder of a run, made or found again, and keeps other writers out.
 
     A new folder gets `config` as ``config.json``. A folder with one is resumed: its
-    values must be those of `config`, but for volatile ones, which are rewritten. Inside
+    values must be those of `config`, but for volatile ones, which are rewritten; unless
+    the run ended before it made anything else, and there is nothing to resume. Inside
     the ``with`` block the folder is locked; the lock ends with the process, however it
     ends. Of several processes only the first writes and locks; all must see the folder.
 
@@ -121,8 +122,8 @@ def _check_owner(
     if not folder.is_dir():
         raise ValueError(f"workdir {folder} is a file: choose a folder")
     file = folder / _CONFIG
+    found = sorted(x.name for x in folder.iterdir() if x.name[0] != ".")
     if not file.exists():
-        found = sorted(x.name for x in folder.iterdir() if x.name[0] != ".")
         if found:
             raise ValueError(
                 f"workdir {folder} is not of a fliqs_jax run: it has no {_CONFIG}, but "
@@ -131,6 +132,8 @@ def _check_owner(
             )
         return
     old = read_json(file)
+    if found == [_CONFIG] and (folder / _LOCK).exists():
+        return  # of a run that made nothing; no lock: a config.json of something else
     if not isinstance(old, dict):
         raise ValueError(f"{file} does not hold the settings of a run: remove it")
     there, now = _flat(old, volatile), _flat(config, volatile)

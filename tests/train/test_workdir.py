@@ -39,7 +39,7 @@ def test_relative_path_is_made_absolute(tmp_path, monkeypatch):
 
 def test_other_settings_are_listed_with_both_values_and_the_cure(tmp_path):
     with open_workdir(tmp_path, CONFIG | {"gone": [1]}):
-        pass
+        write_json(tmp_path / "summary.json", {})
     before = (tmp_path / "config.json").read_text()
     now = {"seed": 3, "formats": ["int4"], "steps_per_call": 9, "new": None}
     with pytest.raises(ValueError) as caught, open_workdir(tmp_path, now):
@@ -52,6 +52,21 @@ def test_other_settings_are_listed_with_both_values_and_the_cure(tmp_path):
     assert "another --workdir" in message and str(tmp_path) in message
     assert "steps_per_call" not in message
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_run_that_ended_before_it_made_anything_gives_its_folder_to_another(tmp_path):
+    other = CONFIG | {"seed": 3}
+    with pytest.raises(ZeroDivisionError), open_workdir(tmp_path, CONFIG):
+        with pytest.raises(ValueError, match="written by process"):
+            with open_workdir(tmp_path, other):  # it may be about to
+                pass
+        raise ZeroDivisionError
+    with open_workdir(tmp_path, other):
+        assert read_json(tmp_path / "config.json")["seed"] == 3
+        (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="seed: 3 there, 0 now"):
+        with open_workdir(tmp_path, CONFIG):
+            pass
 
 
 def test_folder_of_something_else_is_refused_and_left_alone(tmp_path):
@@ -74,6 +89,14 @@ def test_file_as_workdir_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         with open_workdir(tmp_path / "run", CONFIG):
             pass
+
+
+def test_config_json_of_something_else_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 768}')
+    with pytest.raises(ValueError, match="belongs to a run with other settings"):
+        with open_workdir(tmp_path, CONFIG):
+            pass
+    assert "hidden_size" in (tmp_path / "config.json").read_text()
 
 
 def test_garbled_config_is_named(tmp_path):
@@ -184,7 +207,7 @@ def test_a_run_of_another_kind_is_told_in_a_few_lines(tmp_path):
     theirs = {"method": "fliqs", **{f"only_there{n}": n for n in range(30)}}
     ours = {"method": "qbitopt", **{f"only_here{n}": n for n in range(30)}}
     with open_workdir(tmp_path / "run", theirs):
-        pass
+        write_json(tmp_path / "run" / "summary.json", {})
     with pytest.raises(ValueError) as refused, open_workdir(tmp_path / "run", ours):
         pass
     first, *lines = str(refused.value).splitlines()
