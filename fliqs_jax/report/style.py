@@ -83,10 +83,16 @@ def add_legend(axes, **where) -> None:
 
 
 def note(axes, text: str, at, shift, **look) -> None:
-    """Writes small text beside a point of the data, `shift` points from it."""
+    """Writes small text beside a point of the data, `shift` points from it.
+
+    It stays readable on what is drawn there: it is on top, with a pale rim.
+    """
+    from matplotlib.patheffects import withStroke
+
     axes.annotate(
         text, at, xytext=shift, textcoords="offset points", fontsize=NOTE_SIZE,
-        color=INK, **look,
+        color=INK, zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="w")],
+        **look,
     )  # fmt: skip
 
 
