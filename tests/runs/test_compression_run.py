@@ -127,6 +127,7 @@ def test_ratio_is_measured_on_the_file(finished):
     assert summary["compression_ratio_formula"] == pytest.approx(formula)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_l_step_it_ends_bit_identical(
     finished, digits, reference, tmp_path
 ):

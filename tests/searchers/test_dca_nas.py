@@ -3,19 +3,16 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
+from small_searches import OneCell
 
-from fliqs_jax.models.batch_norm import BatchNorm
 from fliqs_jax.models.cells import (
-    ARCHITECTURE,
     NASBENCH201,
-    MixedEdges,
     nasbench201_network_counts,
 )
 from fliqs_jax.quantized_model import QuantizedModel
@@ -25,20 +22,7 @@ from fliqs_jax.searchers.dca_nas import DcaNas, drawn_shares, row_names, with_sh
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.mapping import AXIS, replicate, shard_batch, shard_map_step
 
-
-class OneCell(nn.Module):
-    """A search network of a single cell, which compiles in seconds."""
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        norm = functools.partial(BatchNorm, use_running_average=not train, affine=False)
-        shares = self.param(ARCHITECTURE, lambda key: NASBENCH201.equal_shares())
-        edges = MixedEdges(NASBENCH201, norm, lambda source: 1)
-        nodes = edges([nn.Dense(4)(images)], shares["cell"])
-        return nn.Dense(3)(nodes[-1].mean((1, 2)))
-
-
-MODEL = OneCell()
+MODEL = OneCell(3)
 COST = nasbench201_network_counts(3, width=4, num_cells=1, image_shape=(8, 8, 1))
 SETTINGS = ArchitectureSettings(learning_rate=0.1, weight_decay=0.0, entropy_weight=0.0)
 

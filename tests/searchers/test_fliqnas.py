@@ -1,29 +1,25 @@
-"""The one-shot step over architecture and formats: phases, masks, one compilation."""
+"""The one-shot step over architecture and formats: phases, masks, what is fixed."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh
+from small_searches import fliqnas_search
 from small_supernets import perceptron_supernet
 from stepping import run_steps
 
 import fliqs_jax as fq
 from fliqs_jax.controller import default, leave_one_out, published
-from fliqs_jax.costs import site_bops
 from fliqs_jax.models.supernets import extract, subnetwork_sites
-from fliqs_jax.searchers.fliqnas import Fliqnas, allowed_options
+from fliqs_jax.searchers.fliqnas import allowed_options
 from fliqs_jax.searchers.in_training.calibration import init_calibration
 from fliqs_jax.searchers.in_training.controllers import recipe
 from fliqs_jax.searchers.in_training.one_shot import of_live_sites
 from fliqs_jax.searchers.in_training.phases import Phases
-from fliqs_jax.searchers.in_training.settings import FliqsSettings
 from fliqs_jax.searchers.joint.budget import best_within
-from fliqs_jax.searchers.joint.cost import JointCost
-from fliqs_jax.searchers.joint.space import JointSpace
 from fliqs_jax.searchers.joint.subnetwork_classifier import (
     SubnetworkClassifier,
     extracted_formats,
@@ -32,9 +28,7 @@ from fliqs_jax.train import mapping
 from fliqs_jax.train.classifier import Classifier
 from fliqs_jax.train.optimizers import make_optimizer
 
-FORMATS = ("int2", "int4", "int8")
 IMAGE = np.zeros((1, 8, 8, 1), np.uint8)
-PHASES = Phases(warmup_end=4, search_end=12, steps=16)
 
 
 @pytest.fixture(scope="module")
@@ -42,45 +36,14 @@ def digits():
     return fq.load_dataset("digits")
 
 
-def make_search(
-    digits,
-    *,
-    fixed=None,
-    chosen=None,
-    phases=PHASES,
-    optimizer=None,
-    judge_every=2,
-    **settings,
-):
-    net = perceptron_supernet(digits.train.image_shape)
-    costs = JointCost(JointSpace(net, fq.SearchSpace(net.sites, FORMATS)), site_bops)
-    target = 0.1 * costs.reference("int8")
-    chosen = chosen or recipe(default, num_samples=3)
-    classifier = Classifier(
-        quantized=fq.QuantizedModel(net.model, sites=net.sites),
-        mean=tuple(digits.mean.tolist()),
-        std=tuple(digits.std.tolist()),
-    )
-    return Fliqnas(
-        classifier=SubnetworkClassifier(classifier, net),
-        costs=costs,
-        target=target,
-        controller=chosen(costs, target, phases),
-        phases=phases,
-        optimizer=optimizer or optax.sgd(0.05),
-        fixed=fixed,
-        settings=FliqsSettings(judge_every=judge_every, calibrate_every=5, **settings),
-    )
-
-
-def run(*arguments, **how):
-    """Runs the first steps; returns state, logits, metrics and dispatcher."""
-    return run_steps(*arguments, lambda state: state.controller.logits, **how)
+def run(*arguments):
+    """Runs the first steps; returns state, logits and metrics."""
+    return run_steps(*arguments, lambda state: state.controller.logits)
 
 
 @pytest.fixture(scope="module")
 def whole_run(digits):
-    return run(make_search(digits), digits, mapping.make_mesh(), 16)
+    return run(fliqnas_search(digits), digits, mapping.make_mesh(), 16)
 
 
 def test_logits_move_in_the_search_phase_only(whole_run):
@@ -89,14 +52,10 @@ def test_logits_move_in_the_search_phase_only(whole_run):
     assert moved == [4 <= step < 12 and step % 2 == 0 for step in range(16)]
 
 
-def test_one_program_serves_all_networks_formats_and_phases(whole_run):
-    assert whole_run[3].compile_count == 1
-
-
 def test_absent_options_stay_absent_and_the_expected_cost_is_the_target(
     digits, whole_run
 ):
-    search, logits = make_search(digits), whole_run[1][-1]
+    search, logits = fliqnas_search(digits), whole_run[1][-1]
     assert (np.isneginf(logits) == ~search.costs.present).all()
     chances = np.asarray(jax.nn.softmax(logits, axis=1))
     expected = float(search.costs.expected(chances))
@@ -104,7 +63,7 @@ def test_absent_options_stay_absent_and_the_expected_cost_is_the_target(
 
 
 def test_choice_is_the_best_within_the_budget_and_the_state_keeps_it(digits, whole_run):
-    search, state = make_search(digits), whole_run[0]
+    search, state = fliqnas_search(digits), whole_run[0]
     options = search.current_options(state)
     assert search.costs.exact_cost(options) <= search.target
     scores = np.asarray(search.controller.final_scores(state.controller))
@@ -117,7 +76,7 @@ def test_choice_is_the_best_within_the_budget_and_the_state_keeps_it(digits, who
 
 
 def test_entropy_and_progress_are_about_what_is_searched(digits, whole_run):
-    search = make_search(digits, fixed=np.array([2, 1, -1, -1, -1]))
+    search = fliqnas_search(digits, fixed=np.array([2, 1, -1, -1, -1]))
     start = search.init(jax.random.key(0), digits.train.images[:1])
     shown = search.progress(start)
     assert shown["entropy"] == pytest.approx(np.log(3))
@@ -130,7 +89,7 @@ def test_entropy_and_progress_are_about_what_is_searched(digits, whole_run):
 )
 def test_decisions_made_beforehand_stay_as_they_are(digits, fixed):
     fixed = np.array(fixed)
-    search = make_search(digits, fixed=fixed)
+    search = fliqnas_search(digits, fixed=fixed)
     for seed in range(2):
         state = search.init(jax.random.key(seed), digits.train.images[:1])
         keys = dict.fromkeys(("options", "warmup"), jax.random.key(seed))
@@ -140,7 +99,7 @@ def test_decisions_made_beforehand_stay_as_they_are(digits, fixed):
 
 
 def test_warm_up_takes_the_largest_options_first_and_fades(digits):
-    search = make_search(digits, fixed=np.array([-1, 0, -1, -1, -1]))
+    search = fliqnas_search(digits, fixed=np.array([-1, 0, -1, -1, -1]))
     lowest = jnp.zeros(5, jnp.int32)
     shares = []
     for step in (0, 1, 2, 3, 4, 9):
@@ -162,7 +121,7 @@ def test_dead_weights_have_no_gradient_and_do_not_decay(digits):
     fixed = np.array([0, 0, 2, 2, 2])
     phases = Phases(warmup_end=0, search_end=0, steps=4)
     sgd = make_optimizer("sgd", lambda step: 0.1, weight_decay=0.1)
-    search = make_search(digits, fixed=fixed, phases=phases, optimizer=sgd)
+    search = fliqnas_search(digits, fixed=fixed, phases=phases, optimizer=sgd)
     start = search.init(jax.random.key(0), digits.train.images[:1]).params
     mesh = Mesh(np.array(jax.devices()[:1]), (mapping.AXIS,))
     end = run(search, digits, mesh, 3)[0].params
@@ -174,7 +133,7 @@ def test_dead_weights_have_no_gradient_and_do_not_decay(digits):
 
 
 def test_extracted_network_gives_what_the_masked_one_gives(digits, whole_run):
-    search, state = make_search(digits), whole_run[0]
+    search, state = fliqnas_search(digits), whole_run[0]
     subnetwork = search.current_formats(state)
     choice = np.asarray(subnetwork.choice)
     images = digits.test.images[:16]
@@ -196,7 +155,7 @@ def test_extracted_network_gives_what_the_masked_one_gives(digits, whole_run):
 
 def test_clip_bounds_of_sites_left_out_stay_as_they_are(digits):
     """Where no device's sub-network has a site, its input says nothing."""
-    space = make_search(digits).costs.space.space
+    space = fliqnas_search(digits).costs.space.space
     old = init_calibration(space)  # bounds of 1
 
     def on_device(bound, live):
@@ -209,21 +168,12 @@ def test_clip_bounds_of_sites_left_out_stay_as_they_are(digits):
 
 
 @pytest.mark.slow
-def test_pmap_equals_shard_map(digits, whole_run):
-    mapped = run(make_search(digits), digits, mapping.make_mesh(), 7, name="pmap")
-    np.testing.assert_allclose(mapped[1][7], whole_run[1][7], rtol=1e-4, atol=1e-6)
-    losses = [float(row["loss"][0]) for row in mapped[2]]
-    expected = [float(row["loss"][0]) for row in whole_run[2][:7]]
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
-
-
-@pytest.mark.slow
 def test_fixed_network_trains_alike_on_one_device_and_on_eight(digits):
     results = []
     phases = Phases(warmup_end=0, search_end=0, steps=16)
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = Mesh(np.array(devices), (mapping.AXIS,))
-        search = make_search(
+        search = fliqnas_search(
             digits, fixed=np.array([1, 0, 2, 2, 2]), phases=phases, dynamic_scales=True
         )
         results.append([row["loss"][0] for row in run(search, digits, mesh, 6)[2]])
@@ -234,9 +184,9 @@ def test_fixed_network_trains_alike_on_one_device_and_on_eight(digits):
 @pytest.mark.slow
 @pytest.mark.parametrize("make, every", [(leave_one_out, 2), (published, 1)])
 def test_other_forms_move_present_options_only(digits, make, every):
-    search = make_search(digits, chosen=recipe(make), judge_every=every)
+    search = fliqnas_search(digits, chosen=recipe(make), judge_every=every)
     mesh = Mesh(np.array(jax.devices()[:1]), (mapping.AXIS,))
-    _, logits, metrics, _ = run(search, digits, mesh, 8)
+    _, logits, metrics = run(search, digits, mesh, 8)
     assert (np.isneginf(logits[-1]) == ~search.costs.present).all()
     assert not np.isnan(logits[-1]).any()
     assert (logits[-1] != logits[0]).any()
@@ -248,7 +198,7 @@ PULL = np.array([[0.0, 0.5, 0.7], [0.0, 0.4, 0.0]] + [[0.0, 0.6, 0.65]] * 3)
 @pytest.mark.parametrize("share", [0.05, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_controller_finds_the_best_network_of_a_bandit(digits, share):
     """Loss falls with size and bits, additively, under a noise that a batch shares."""
-    search = make_search(digits)
+    search = fliqnas_search(digits)
     costs = search.costs
     phases = Phases(warmup_end=20, search_end=400, steps=400)
     target = share * costs.reference("int8")
@@ -286,17 +236,17 @@ def test_controller_finds_the_best_network_of_a_bandit(digits, share):
 )
 def test_settings_that_cannot_be_are_refused(digits, changed, message):
     with pytest.raises(ValueError, match=message):
-        make_search(digits, **changed)
+        fliqnas_search(digits, **changed)
 
 
 @pytest.mark.parametrize("fixed", [[3, 0, 0, 0, 0], [0, 0]], ids=["option", "length"])
 def test_fixed_options_of_another_space_are_refused(digits, fixed):
     with pytest.raises(ValueError, match="fixed must hold 5 options"):
-        allowed_options(make_search(digits).costs, np.array(fixed))
+        allowed_options(fliqnas_search(digits).costs, np.array(fixed))
 
 
 def test_classifier_of_another_model_is_refused(digits):
-    search = make_search(digits)
+    search = fliqnas_search(digits)
     other = perceptron_supernet(digits.train.image_shape)
     other = dataclasses.replace(other, model=other.build({"first": 4, "second": 6}))
     with pytest.raises(ValueError, match="must be of the full network"):

@@ -5,31 +5,28 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 from scipy import stats
+from small_searches import qbitopt_search
 from stepping import run_steps
 
 from fliqs_jax import costs
 from fliqs_jax.data import batches, load_dataset
 from fliqs_jax.models import create_model
 from fliqs_jax.policy import Policy
-from fliqs_jax.quantized_model import QuantizedModel
 from fliqs_jax.runs.bit_search import damping_schedule
-from fliqs_jax.search_space import SearchSpace
-from fliqs_jax.searchers.qbitopt import QBitOpt, UpdateSteps
+from fliqs_jax.searchers.qbitopt import UpdateSteps
 from fliqs_jax.searchers.sensitivities.hutchinson import fisher_traces, hessian_traces
 from fliqs_jax.searchers.sensitivities.meter import TrainedState
 from fliqs_jax.train import mapping
-from fliqs_jax.train.classifier import Classifier, image_sites
+from fliqs_jax.train.classifier import image_sites
 from fliqs_jax.train.loop import TrainingDiverged
 from fliqs_jax.train.losses import cross_entropy
 
 FORMATS = ("int2", "int3", "int4", "int8")
-UPDATES = UpdateSteps(every=2, first=4, last=10)
 NUM_SITES = 3  # of LeNet-300
 
 
@@ -38,88 +35,29 @@ def digits():
     return load_dataset("digits")
 
 
-def make_search(
-    digits,
-    *,
-    model=None,
-    cost=costs.site_bops,
-    budget=0.2,
-    formats=FORMATS,
-    **changed,
-):
-    model = model or create_model("lenet300")
-    sites = image_sites(model, digits.train.image_shape)
-    space = SearchSpace(sites, formats, separate=True)
-    table = costs.cost_table(space, cost)
-    return QBitOpt(
-        classifier=Classifier(
-            quantized=QuantizedModel(
-                model, sites=sites, per_channel=True, learned_clips=True
-            ),
-            mean=tuple(digits.mean.tolist()),
-            std=tuple(digits.std.tolist()),
-        ),
-        space=space,
-        costs=table,
-        target=budget * table.reference("int8"),
-        updates=changed.pop("updates", UPDATES),
-        optimizer=optax.sgd(0.05),
-        clip_optimizer=optax.adam(optax.constant_schedule(1e-3)),
-        **changed,
-    )
-
-
-def run(*arguments, **how):
-    """Runs the first steps; returns state, options and loss of each, dispatcher."""
-    state, options, metrics, dispatch = run_steps(
-        *arguments, lambda state: state.options, **how
-    )
+def run(*arguments):
+    """Runs the first steps; returns state, options and loss of each."""
+    state, options, metrics = run_steps(*arguments, lambda state: state.options)
     losses = [float(row["loss"][0]) for row in metrics]
-    return state, np.array(options[1:]), np.array(losses), dispatch
+    return state, np.array(options[1:]), np.array(losses)
 
 
 @pytest.fixture(scope="module")
 def whole_run(digits):
-    return run(make_search(digits), digits, mapping.make_mesh(), 14)
+    return run(qbitopt_search(digits), digits, mapping.make_mesh(), 14)
 
 
 def test_bits_move_at_the_updates_and_never_in_the_last_part(whole_run):
-    _, options, _, _ = whole_run
+    _, options, _ = whole_run
     moved = np.flatnonzero((options[1:] != options[:-1]).any(axis=1)) + 1
     assert set(moved) <= {4, 6, 8, 10} and len(moved)
     assert (options[0] == 1).all()  # int3: the widest uniform bits within the budget
 
 
 def test_every_step_is_within_the_budget(digits, whole_run):
-    search = make_search(digits)
+    search = qbitopt_search(digits)
     for options in np.unique(whole_run[1], axis=0):
         assert search.costs.exact_cost(options) <= search.target
-
-
-def test_one_program_serves_all_bits(whole_run):
-    assert whole_run[3].compile_count == 1
-
-
-@pytest.mark.slow
-def test_same_seed_same_course(digits, whole_run):
-    state, options, losses, _ = run(
-        make_search(digits), digits, mapping.make_mesh(), 14
-    )
-    np.testing.assert_array_equal(options, whole_run[1])
-    np.testing.assert_array_equal(losses, whole_run[2])
-    for one, other in zip(
-        jax.tree.leaves(state.traces), jax.tree.leaves(whole_run[0].traces), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.slow
-def test_pmap_equals_shard_map(digits, whole_run):
-    _, options, losses, _ = run(
-        make_search(digits), digits, mapping.make_mesh(), 8, name="pmap"
-    )
-    np.testing.assert_allclose(losses, whole_run[2][:8], rtol=1e-4)
-    np.testing.assert_array_equal(options, whole_run[1][:8])
 
 
 @pytest.mark.slow
@@ -128,7 +66,7 @@ def test_one_device_measures_what_eight_do(digits):
     traces = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = Mesh(np.array(devices), (mapping.AXIS,))
-        search = make_search(digits, formats=("int8", "fp32"), budget=16.0)
+        search = qbitopt_search(digits, formats=("int8", "fp32"), budget=16.0)
         traces.append(run(search, digits, mesh, 2)[0].traces)
     for one, eight in zip(*map(jax.tree.leaves, traces), strict=True):
         np.testing.assert_allclose(one, eight, rtol=1e-3)
@@ -136,7 +74,7 @@ def test_one_device_measures_what_eight_do(digits):
 
 def test_traces_are_those_of_each_examples_own_gradient(digits):
     """At fp32, by hand: inputs an example at a time, weights of the whole batch."""
-    search = make_search(
+    search = qbitopt_search(
         digits,
         formats=("int8", "fp32"),
         budget=16.0,
@@ -181,7 +119,7 @@ def test_traces_are_those_of_each_examples_own_gradient(digits):
 def fresh(digits):
     """A state before the first step."""
     images = np.zeros((1, 8, 8, 1), np.uint8)
-    state = make_search(digits).init(jax.random.key(0), images)
+    state = qbitopt_search(digits).init(jax.random.key(0), images)
     return mapping.replicate(state, mapping.make_mesh())
 
 
@@ -208,7 +146,7 @@ def test_reallocation_is_the_best_within_the_budget(
     digits, fresh, traces, noise, budget, cost
 ):
     budget = max(budget, 0.26) if cost != "site_bops" else budget
-    search = make_search(
+    search = qbitopt_search(
         digits, cost=getattr(costs, cost), budget=budget, least_gain=0.0
     )
     state = ready(fresh, np.reshape(traces, (2, 3)))
@@ -238,7 +176,7 @@ NOISE = np.array([[[1.0, 0.2, 0.05, 1e-4]] * NUM_SITES] * 2)
 
 
 def test_scaling_all_traces_changes_nothing(digits, fresh):
-    search = make_search(digits)
+    search = qbitopt_search(digits)
     traces = np.array([[1.0, 20.0, 3.0], [5.0, 0.1, 7.0]])
     found = [
         np.asarray(search.reallocate(ready(fresh, scale * traces), NOISE).options)
@@ -248,7 +186,7 @@ def test_scaling_all_traces_changes_nothing(digits, fresh):
 
 
 def test_range_stays_and_moments_start_anew(digits, fresh):
-    search = make_search(digits)
+    search = qbitopt_search(digits)
     state = ready(fresh, [[1.0, 200.0, 3.0], [5.0, 0.1, 70.0]])
     clips = state.clips.replace(weight=jnp.array([0.1, 0.2, 0.3]))
     moved = jax.tree.map(jnp.ones_like, clips)
@@ -268,7 +206,7 @@ def test_range_stays_and_moments_start_anew(digits, fresh):
 
 
 def test_a_range_scaled_with_the_bits_comes_back(digits, fresh):
-    search = make_search(digits, rescale_range=True)
+    search = qbitopt_search(digits, rescale_range=True)
     state = ready(fresh, [[1.0, 200.0, 3.0], [5.0, 0.1, 70.0]])
     after = search.reallocate(state, NOISE)
     factors = np.asarray(state.calibration.weight_clip)
@@ -282,14 +220,14 @@ def test_a_range_scaled_with_the_bits_comes_back(digits, fresh):
 def test_bits_stay_where_little_is_to_gain(digits, fresh):
     traces = [[1.0, 200.0, 3.0], [5.0, 0.1, 70.0]]
     for least_gain, moves in ((0.01, True), (0.9999, False)):
-        search = make_search(digits, least_gain=least_gain)
+        search = qbitopt_search(digits, least_gain=least_gain)
         state = ready(fresh, traces)
         assert (search.reallocate(state, NOISE) is not state) == moves
 
 
 @pytest.mark.parametrize(("side", "word"), [(0, "weights"), (1, "input")])
 def test_a_sensitivity_that_is_no_number_names_its_site(digits, fresh, side, word):
-    search = make_search(digits)
+    search = qbitopt_search(digits)
     traces = np.ones((2, 3))
     traces[side, 1] = np.nan
     with pytest.raises(TrainingDiverged, match=f"{word} of 'Dense_1' is not finite"):
@@ -299,8 +237,8 @@ def test_a_sensitivity_that_is_no_number_names_its_site(digits, fresh, side, wor
 def test_fixed_policy_trains_its_clips_and_re_allocates_nothing(digits):
     sites = image_sites(create_model("lenet300"), digits.train.image_shape)
     policy = Policy.uniform(sites, "int3")
-    search = make_search(digits, policy=policy)
-    state, options, losses, _ = run(search, digits, mapping.make_mesh(), 14)
+    search = qbitopt_search(digits, policy=policy)
+    state, options, losses = run(search, digits, mapping.make_mesh(), 14)
     assert (options == 1).all() and losses[-1] < losses[0]
     assert int(state.reallocations) == 0
     assert search.progress(state) == {}
@@ -309,7 +247,7 @@ def test_fixed_policy_trains_its_clips_and_re_allocates_nothing(digits):
 
 def test_clips_learn(whole_run, digits):
     state = whole_run[0]
-    search = make_search(digits)
+    search = qbitopt_search(digits)
     clips = search.trained_formats(state)
     best = state.calibration.weight_clip[search.space.format_indices(state.options)[0]]
     assert (np.asarray(clips.weight_clip) != np.asarray(best)).all()
@@ -319,7 +257,7 @@ def test_clips_learn(whole_run, digits):
 def test_damping_pulls_weights_to_their_grids(digits):
     distances = []
     for damping in (None, lambda step: 0.3):
-        search = make_search(
+        search = qbitopt_search(
             digits,
             policy=Policy.uniform(
                 image_sites(create_model("lenet300"), digits.train.image_shape), "int3"
@@ -336,7 +274,7 @@ def test_damping_is_no_part_of_the_traces(digits):
     traces, weights = [], []
     for damping in (None, lambda step: 0.3):
         state = run(
-            make_search(digits, damping=damping), digits, mapping.make_mesh(), 1
+            qbitopt_search(digits, damping=damping), digits, mapping.make_mesh(), 1
         )[0]
         traces.append(np.asarray(state.traces.weight))
         weights.append(np.asarray(state.params["Dense_0"]["kernel"]))
@@ -366,13 +304,13 @@ def test_update_steps(steps, every, want):
 
 def test_budget_out_of_reach_names_the_least_cost(digits):
     with pytest.raises(ValueError, match="least reachable"):
-        make_search(digits, budget=0.01)
+        qbitopt_search(digits, budget=0.01)
 
 
 @pytest.mark.slow
 def test_sensitivities_foretell_the_loss(digits):
     """Sums of FIT terms rank random policies as their measured losses do."""
-    search = make_search(digits, policy=None, budget=1.0, formats=FORMATS)
+    search = qbitopt_search(digits, policy=None, budget=1.0, formats=FORMATS)
     mesh = mapping.make_mesh()
     state, *_ = run(search, digits, mesh, 200)
     source = batches(digits.train, batch_size=128, seed=5)
@@ -404,7 +342,7 @@ def test_sensitivities_foretell_the_loss(digits):
 
 @pytest.mark.slow
 def test_traces_collected_in_training_rank_weights_as_offline_estimates_do(digits):
-    search = make_search(
+    search = qbitopt_search(
         digits, model=create_model("resnet8", width=4), budget=0.9, formats=FORMATS
     )
     state, *_ = run(search, digits, mapping.make_mesh(), 200)

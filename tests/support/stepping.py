@@ -7,17 +7,17 @@ from fliqs_jax.train import mapping
 from fliqs_jax.train.loop import Dispatcher
 
 
-def run_steps(search, dataset, mesh, steps, watch, *, name="shard_map", seed=0):
+def run_steps(search, dataset, mesh, steps, watch):
     """Runs steps of 32 examples.
 
     Returns the last state, what `watch(state)` gave before the first step and after
-    each, the metrics of each, and the dispatcher.
+    each, and the metrics of each.
     """
-    source = batches(dataset.train, batch_size=32, seed=seed)
-    state = search.init(jax.random.key(seed), source.batch(0)["image"][:1])
+    source = batches(dataset.train, batch_size=32, seed=0)
+    state = search.init(jax.random.key(0), source.batch(0)["image"][:1])
     state = mapping.replicate(state, mesh)
-    hooks = search.hooks(steps, lambda step: mapping.MAPPINGS[name](step, mesh))
-    dispatch = Dispatcher(search.step, mesh, mapping=name)
+    hooks = search.hooks(steps, lambda step: mapping.shard_map_step(step, mesh))
+    dispatch = Dispatcher(search.step, mesh)
     watched, metrics = [jax.device_get(watch(state))], []
     for step in range(steps):
         batch = mapping.shard_batch(source.batch(step), mesh)
@@ -27,4 +27,4 @@ def run_steps(search, dataset, mesh, steps, watch, *, name="shard_map", seed=0):
         state, row = dispatch(state, source, step, step + 1)
         watched.append(jax.device_get(watch(state)))
         metrics.append(row)
-    return state, watched, metrics, dispatch
+    return state, watched, metrics
