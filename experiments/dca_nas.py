@@ -70,6 +70,7 @@ SEARCH_NETWORKS = {
     "nasbench201": cells.NasBench201SearchNetwork,
     "darts": cells.DartsSearchNetwork,
 }
+DERIVED = "derived"  # folder of the network found and trained
 GENOTYPE_FIELDS = {"nasbench201": "cell", "darts": "genotype"}
 # What the scores of an untrained cell depend on.
 SCORED_BY = (
@@ -272,10 +273,11 @@ def finish(
     processes.on_main(lambda: policy.save(folder / "policy.json"))
     accuracy, source, seconds = None, None, 0.0
     if final_steps():
+        summary["chosen"] = DERIVED  # where the run's network is
         _, result = train_network(
             model,
             dataset,
-            folder=f"{folder}/derived",
+            folder=f"{folder}/{DERIVED}",
             steps=final_steps(),
             name=space.name,
             options=options,

@@ -27,9 +27,9 @@ from fliqs_jax.searchers.joint.static_calibration import no_quantization
 from fliqs_jax.sites import Site
 from fliqs_jax.train.checkpoints import Checkpoints, restore_tree
 from fliqs_jax.train.classifier import Classifier, image_sites
+from fliqs_jax.train.pretrained import NETWORK, network_run
 from fliqs_jax.train.workdir import read_json
 
-_FOLDER = "network"
 CODEBOOK_FILE = "codebooks.fqcb"  # of a run that compressed its weights
 
 
@@ -97,7 +97,7 @@ def save_network(
             field.name: jnp.asarray(getattr(formats.activation, field.name))
             for field in dataclasses.fields(Format)
         }
-    with Checkpoints(workdir / _FOLDER, keep=1) as checkpoints:
+    with Checkpoints(workdir / NETWORK, keep=1) as checkpoints:
         checkpoints.save(0, tree)
 
 
@@ -115,13 +115,7 @@ def load_network(
       FileNotFoundError: if the workdir holds no finished run.
       ValueError: if `model` is needed, or does not fit the run's policy.
     """
-    folder = _network_folder(pathlib.Path(workdir).absolute())
-    for name in ("config.json", "policy.json", _FOLDER):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"{folder} holds no finished run: {name} is missing; run the launcher "
-                "with this workdir again to finish it"
-            )
+    folder = network_run(pathlib.Path(workdir).absolute())
     config = read_json(folder / "config.json")
     network = config["network"]
     if model is None and (folder / supernets.ARCHITECTURE_FILE).exists():
@@ -130,7 +124,7 @@ def load_network(
     if model is None:
         model = _recreate(network, folder)
     policy = Policy.load(folder / "policy.json")
-    tree = jax.tree.map(jnp.asarray, restore_tree(folder / _FOLDER))
+    tree = jax.tree.map(jnp.asarray, restore_tree(folder / NETWORK))
     if (folder / CODEBOOK_FILE).exists():  # what is deployed, and so what is used
         params = decode_params(load_codebooks(folder / CODEBOOK_FILE))
         tree["params"] = jax.tree.map(jnp.asarray, params)
@@ -154,14 +148,6 @@ def load_network(
         formats=_formats(policy, sites, tree),
         static="input_grids" in tree,
     )
-
-
-def _network_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the folder itself, or that of the network that its summary names."""
-    summary = folder / "summary.json"
-    if not (folder / _FOLDER).exists() and summary.exists():
-        return folder / read_json(summary).get("chosen", ".")
-    return folder
 
 
 def _formats(policy: Policy, sites: tuple[Site, ...], tree: PyTree) -> SiteFormats:

@@ -3,6 +3,7 @@
 Writes `policy.json`, `summary.json` and `report.html`, and prints the table of sites.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import platform
@@ -20,7 +21,9 @@ from fliqs_jax.sites import Site
 from fliqs_jax.train import processes
 from fliqs_jax.train.workdir import read_json, write_json
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = (
+    "fliqs_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,12 @@ class SearchResult:
 
 def versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **found}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        # A checkout on the path that is not installed has no version.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def describe_sites(sites: Sequence[Site]) -> list[dict[str, Any]]:

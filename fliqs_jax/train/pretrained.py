@@ -15,11 +15,13 @@ import numpy as np
 from fliqs_jax.safetensors_arrays import read_safetensors
 from fliqs_jax.train._leaves import Path, flatten, nest
 from fliqs_jax.train.checkpoints import restore_tree
+from fliqs_jax.train.workdir import read_json
 
 _ACCEPTED = (
     "give the workdir of a finished run, the folder of an orbax checkpoint or "
     "CheckpointManager, or a .safetensors file"
 )
+NETWORK = "network"  # folder of the trained network in a finished run's
 _WRAPPERS = ("state", "default")  # names under which a manager keeps a whole state
 
 
@@ -31,7 +33,8 @@ def load_variables(path: str | os.PathLike) -> dict[str, Any]:
     along and the optimizer's state is not.
 
     Args:
-      path: one of these. The workdir of a finished run, its `network/`, or the
+      path: one of these. The workdir of a finished run (of one that chose a network,
+        that one's weights), its `network/`, or the
         `checkpoints/` of any run. The folder of an orbax checkpoint, or of a
         CheckpointManager (its newest step). A `.safetensors` file, whose names are
         paths joined by "/" (by "." where no name has a "/").
@@ -67,15 +70,36 @@ def load_variables(path: str | os.PathLike) -> dict[str, Any]:
 def _newest(path: pathlib.Path) -> pathlib.Path:
     """Returns the checkpoint that a folder means: its own, its run's, or the newest."""
     if (path / "config.json").is_file():
-        if not (path / "network").is_dir():
-            raise FileNotFoundError(
-                f"{path} holds no finished run: network is missing; run the launcher "
-                f"with this workdir again to finish it, or give {path / 'checkpoints'} "
-                "for the weights so far"
-            )
-        path = path / "network"
+        path = network_run(path) / NETWORK
     steps = [entry for entry in path.iterdir() if entry.name.isdecimal()]
     return max(steps, key=lambda entry: int(entry.name), default=path)
+
+
+def network_run(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the run whose network a finished run stands for: itself, or its choice.
+
+    A run that finds a network, or many, trains the one chosen in a folder of its own.
+
+    Raises:
+      FileNotFoundError: if the run is not finished, or left no network.
+    """
+    summary = folder / "summary.json"
+    if not (folder / NETWORK).exists() and summary.is_file():
+        chosen = read_json(summary).get("chosen")
+        if chosen is None:
+            raise FileNotFoundError(
+                f"the run in {folder} is finished, but trained no network: train what "
+                "its report says that it found"
+            )
+        folder = folder / chosen
+    for name in ("config.json", NETWORK):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder} holds no finished run: {name} is missing; run the launcher "
+                "with this workdir again to finish it (the weights so far, to start "
+                f"from, are in {folder / 'checkpoints'})"
+            )
+    return folder
 
 
 def _is_ours(folder: pathlib.Path) -> bool:

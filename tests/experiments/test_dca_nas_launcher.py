@@ -7,10 +7,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from killing import assert_same_end, kill_and_resume
+from launcher_contract import LauncherContract
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import common, dca_nas, fliqs
+from experiments import common, dca_nas, evaluate, fliqs
 from fliqs_jax import costs
 from fliqs_jax.models import cells
 from fliqs_jax.train.classifier import image_sites
@@ -35,10 +36,8 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def by_table(folder, table, *flags):
-    launch(
-        dca_nas,
-        f"--workdir={folder}",
+def by_table(table, *flags):
+    return (
         "--signal=table",
         f"--table={table}",
         "--accuracy_column=valid_accuracy",
@@ -46,16 +45,35 @@ def by_table(folder, table, *flags):
         "--steps=200",
         *flags,
     )
-    return summary_of(folder)
 
 
-def test_table_search_holds_its_limits_and_reports_the_cell(table, tmp_path, capsys):
-    flags = (
-        "--parameter_limit=0.6e6",
-        "--latency_column=latency_ms_chip",
-        "--latency_limit=2.5",
-    )
-    found = by_table(tmp_path / "run", table, *flags)
+@pytest.fixture(scope="module")
+def limited(table):
+    limits = ("--latency_column=latency_ms_chip", "--latency_limit=2.5")
+    return by_table(table, "--parameter_limit=0.6e6", *limits)
+
+
+@pytest.fixture(scope="module")
+def finished(limited, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(dca_nas, f"--workdir={workdir}", *limited)
+    return workdir
+
+
+class TestContract(LauncherContract):
+    launcher = dca_nas
+
+    @pytest.fixture
+    def arguments(self, limited):
+        return limited
+
+    def test_evaluate_gives_the_accuracy_of_the_summary(self, finished):
+        with pytest.raises(FileNotFoundError, match="finished, but trained no network"):
+            launch(evaluate, f"--workdir={finished}")
+
+
+def test_table_search_holds_its_limits_and_reports_the_cell(finished):
+    found = summary_of(finished)
     assert found["violations"] == [] and found["parameters"] <= 0.6e6
     index = cells.nasbench201_index(found["genotype"])
     choice = cells.NASBENCH201.choice(index)
@@ -70,13 +88,8 @@ def test_table_search_holds_its_limits_and_reports_the_cell(table, tmp_path, cap
     assert found["latency_fit_r2"] == pytest.approx(1.0)
     others = found["baselines"]
     assert others["oracle"] >= found["table"]["test_accuracy"] > others["mean_cell"]
-    for name in ("policy.json", "metrics.jsonl", "report.html"):
-        assert (tmp_path / "run" / name).exists()
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (finished / "report.html").read_text()
     assert "Expected and derived cost" in page and found["genotype"] in page
-    capsys.readouterr()
-    by_table(tmp_path / "run", table, *flags)
-    assert "holds a finished run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -92,7 +105,7 @@ def test_table_search_holds_its_limits_and_reports_the_cell(table, tmp_path, cap
 )
 def test_what_no_search_can_do_is_refused(table, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
-        by_table(tmp_path / "run", table, *flags)
+        launch(dca_nas, f"--workdir={tmp_path}/run", *by_table(table, *flags))
 
 
 def test_table_of_another_network_is_refused(tmp_path):
@@ -109,7 +122,7 @@ def test_table_of_another_network_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_network_search_trains_what_it_derived_and_resumes(tmp_path):
+def test_network_search_trains_what_it_derived_and_resumes(tmp_path, capsys):
     flags = (
         "--space=nasbench201",
         "--model_options=width=4,num_cells=1",
@@ -136,6 +149,10 @@ def test_network_search_trains_what_it_derived_and_resumes(tmp_path):
     assert found["accuracy_source"].startswith("test set")
     derived = summary_of(tmp_path / "a" / "derived")
     assert found["accuracy"] == derived["accuracy"]
+    capsys.readouterr()
+    launch(evaluate, f"--workdir={tmp_path}/a")
+    evaluated = json.loads(capsys.readouterr().out)["accuracy"]
+    assert evaluated == pytest.approx(found["accuracy"], abs=1e-9)
     # Killed after the search: the derived network is trained again, nothing else.
     (tmp_path / "a" / "summary.json").unlink()
     launch(dca_nas, f"--workdir={tmp_path}/a", *flags)

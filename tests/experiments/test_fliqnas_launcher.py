@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 from killing import assert_same_end, kill_and_resume
+from launcher_contract import LauncherContract
 from launching import launch
 from small_supernets import perceptron, perceptron_supernet
 
 import fliqs_jax as fq
-from experiments import evaluate, fliqnas
+from experiments import fliqnas
 from experiments.subnetwork_flags import parse_settings
 from fliqs_jax.models.supernets import (
     choice_of,
@@ -47,7 +48,7 @@ def registered():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    launch(fliqnas, *SMALL, NAMED, f"--workdir={workdir}")
+    launch(fliqnas, f"--workdir={workdir}", *SMALL, NAMED)
     return workdir
 
 
@@ -60,18 +61,14 @@ def small_sites(workdir):
     return subnetwork_sites(net, choice_of(net, summary_of(workdir)["architecture"]))
 
 
-def test_a_run_leaves_the_promised_files(finished):
-    names = {entry.name for entry in finished.iterdir()}
-    promised = {"policy.json", "summary.json", "metrics.jsonl", "report.html"}
-    assert promised | {"architecture.json", "checkpoints", "network"} <= names
+class TestContract(LauncherContract):
+    launcher, flags = fliqnas, (*SMALL, NAMED)
+    files = (*LauncherContract.files, "architecture.json", "checkpoints", "network")
+
+
+def test_architecture_is_one_of_the_space(finished):
     summary = summary_of(finished)
-    for key in (
-        *("accuracy", "cost", "cost_target", "cost_ratio", "steps", "seconds"),
-        *("compile_count", "entropy", "seed", "versions", "architecture"),
-    ):
-        assert key in summary
-    assert summary["cost_ratio"] <= 1.0
-    assert summary["compile_count"] == 1
+    assert summary["compile_count"] == 1 and summary["entropy"] >= 0
     assert summary["accuracy"] > 0.3  # 40 steps; chance is 0.1
     assert summary["selection_gap"] < 1e-5
     assert summary["architecture"].keys() == DECISIONS.keys()
@@ -88,7 +85,7 @@ def test_cost_is_that_of_the_small_network_in_the_policy_on_disk(finished):
     assert summary["cost_target"] == pytest.approx(0.2 * reference)
 
 
-def test_network_found_loads_as_an_ordinary_small_one(finished, capsys):
+def test_network_found_loads_as_an_ordinary_small_one(finished):
     network, test = fq.load_network(finished), fq.load_dataset("digits").test
     widths = tuple(summary_of(finished)["architecture"].values())
     assert network.classifier.quantized.model.hidden == widths
@@ -96,9 +93,6 @@ def test_network_found_loads_as_an_ordinary_small_one(finished, capsys):
     hits = np.asarray(logits).argmax(1) == test.labels
     accuracy = summary_of(finished)["accuracy"]
     assert hits.mean() == pytest.approx(accuracy, abs=1e-6)
-    launch(evaluate, f"--workdir={finished}")
-    result = json.loads(capsys.readouterr().out)
-    assert result["accuracy"] == pytest.approx(accuracy, abs=1e-9)
 
 
 def test_report_shows_architecture_and_formats(finished):
@@ -107,13 +101,6 @@ def test_report_shows_architecture_and_formats(finished):
         assert part in text
     assert "int8 in the full network" in text
     assert "python -m experiments.fliqnas --workdir=DIR" in text
-
-
-def test_finished_run_is_reported_not_repeated(finished, capsys):
-    before = (finished / "summary.json").stat().st_mtime_ns
-    launch(fliqnas, *SMALL, NAMED, f"--workdir={finished}")
-    assert "finished run" in capsys.readouterr().out
-    assert (finished / "summary.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from killing import assert_same_end, kill_and_resume
+from launcher_contract import LauncherContract
 from launching import SMALL, launch
 
 import fliqs_jax as fq
-from experiments import cost_flags, evaluate, fliqs, one_shot_flags
+from experiments import cost_flags, fliqs, one_shot_flags
 from fliqs_jax import costs
 from fliqs_jax.searchers.in_training.settings import FliqsSettings
 
@@ -19,25 +20,18 @@ from fliqs_jax.searchers.in_training.settings import FliqsSettings
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    launch(fliqs, *SMALL, f"--workdir={workdir}")
+    launch(fliqs, f"--workdir={workdir}", *SMALL)
     return workdir
 
 
-def test_a_run_leaves_the_promised_files(finished):
-    names = {entry.name for entry in finished.iterdir()}
-    promised = {"policy.json", "summary.json", "metrics.jsonl", "report.html"}
-    assert promised | {"checkpoints"} <= names
+class TestContract(LauncherContract):
+    launcher, flags = fliqs, SMALL
+    files = (*LauncherContract.files, "checkpoints", "network")
+
+
+def test_search_learns_and_tells_its_entropy(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    for key in (
-        *("accuracy", "cost", "cost_target", "cost_ratio", "steps", "seconds"),
-        *("compile_count", "entropy", "seed", "versions"),
-    ):
-        assert key in summary
-    assert summary["cost_ratio"] == pytest.approx(
-        summary["cost"] / summary["cost_target"]
-    )
-    assert summary["cost_ratio"] <= 1.0
-    assert summary["compile_count"] == 1
+    assert summary["compile_count"] == 1 and summary["entropy"] >= 0
     assert summary["accuracy"] > 0.7  # 60 steps; chance is 0.1
 
 
@@ -60,13 +54,6 @@ def test_summary_size_counts_weights_and_a_float32_scale_a_channel(finished):
     )
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["size_bits"] == expected
-
-
-def test_evaluate_gives_the_accuracy_of_the_summary(finished, capsys):
-    launch(evaluate, f"--workdir={finished}")
-    result = json.loads(capsys.readouterr().out)
-    summary = json.loads((finished / "summary.json").read_text())
-    assert result["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
 
 
 def test_network_loads_in_one_line_and_classifies(finished):
@@ -100,13 +87,6 @@ def test_attention_products_are_searched_saved_and_loaded(tmp_path):
     assert hits.mean() == pytest.approx(summary["accuracy"], abs=1e-6)
     report = (workdir / "report.html").read_text()
     assert "attention_product" in report
-
-
-def test_finished_run_is_reported_not_repeated(finished, capsys):
-    before = (finished / "summary.json").stat().st_mtime_ns
-    launch(fliqs, *SMALL, f"--workdir={finished}")
-    assert "finished run" in capsys.readouterr().out
-    assert (finished / "summary.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
@@ -266,11 +246,6 @@ def test_search_by_a_measured_table(tmp_path):
     save_table(table, sites, {"int8": 1.0, "bf16": 3.1})
     with pytest.raises(ValueError, match="latency_table_sha256"):
         launch(fliqs, *arguments)
-
-
-def test_another_runs_workdir_is_refused_naming_the_setting(finished):
-    with pytest.raises(ValueError, match="flags.seed: 0 there, 7 now"):
-        launch(fliqs, *SMALL, f"--workdir={finished}", "--seed=7")
 
 
 def test_policy_of_another_model_is_refused(finished, tmp_path):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 from killing import assert_same_end, kill_and_resume
+from launcher_contract import LauncherContract
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import evaluate, learning_compression
+from experiments import learning_compression
 
 SMALL = (
     "--dataset=digits",
@@ -32,19 +33,21 @@ def summary_of(workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    launch(learning_compression, *SMALL, f"--workdir={workdir}")
+    launch(learning_compression, f"--workdir={workdir}", *SMALL)
     return workdir
 
 
-def test_a_run_leaves_the_promised_files(finished):
-    names = {entry.name for entry in finished.iterdir()}
-    assert {
-        "policy.json", "summary.json", "metrics.jsonl", "report.html", "checkpoints",
-        "codebooks.fqcb", "compression.json", "network", "float",
-    } <= names  # fmt: skip
+class TestContract(LauncherContract):
+    launcher, flags = learning_compression, SMALL
+    has_budget = False
+    files = (
+        *LauncherContract.files,
+        *("checkpoints", "codebooks.fqcb", "compression.json", "network", "float"),
+    )
+
+
+def test_weights_are_packed_and_the_reference_is_better_than_chance(finished):
     summary = summary_of(finished)
-    for key in ("accuracy", "cost", "cost_target", "cost_ratio", "seconds", "versions"):
-        assert key in summary
     assert summary["compile_count"] == 1 and summary["steps"] == 60
     assert summary["compression_ratio"] > 12  # two bits of 32, biases and header
     assert summary["reference_accuracy"] > 0.6  # 40 steps of training; chance is 0.1
@@ -64,20 +67,6 @@ def test_report_shows_weights_course_and_layers(finished):
     for section in ("weights", "course", "layers", "training"):
         assert f'<section id="{section}">' in text
     assert "Dense_0/kernel" in text and "ternary, scaled" in text
-    assert "http://" not in text.replace("http://www.w3.org", "")
-
-
-def test_evaluate_gives_the_accuracy_of_the_packed_weights(finished, capsys):
-    launch(evaluate, f"--workdir={finished}")
-    result = json.loads(capsys.readouterr().out)
-    assert result["accuracy"] == pytest.approx(summary_of(finished)["accuracy"])
-
-
-def test_finished_run_is_reported_not_repeated(finished, capsys):
-    before = (finished / "summary.json").stat().st_mtime_ns
-    launch(learning_compression, *SMALL, f"--workdir={finished}")
-    assert "finished run" in capsys.readouterr().out
-    assert (finished / "summary.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import safetensors.numpy
 import small_supernets
 from absl import flags as absl_flags
 from absl.testing import flagsaver
+from launcher_contract import LauncherContract
 from launching import launch
 
 import fliqs_jax as fq
@@ -180,6 +181,20 @@ def evaluated_again(folder, capsys):
     capsys.readouterr()
     launch(evaluate, f"--workdir={folder}")
     return json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(simq_nas, f"--workdir={workdir}", *TINY)
+    return workdir
+
+
+@pytest.mark.slow
+class TestContract(LauncherContract):
+    launcher, flags = simq_nas, TINY
+    files = (*LauncherContract.files, "search.csv", "front.csv", "front.png")
+    most_programs = 20  # the super-network, its calibration, and every network taken
 
 
 @pytest.mark.slow
