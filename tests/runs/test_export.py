@@ -109,7 +109,7 @@ def test_files_give_what_the_network_gives(case, tmp_path):
     np.testing.assert_allclose(restored, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*list(CASES)[:2], *SLOW])
 def test_weights_on_file_are_those_the_network_runs_with(case, tmp_path):
     make, names, options = CASES[case]
     net = network(make(), names, **options)

@@ -167,7 +167,10 @@ def search_frozen(digits):
     return run
 
 
-METHODS = pytest.mark.parametrize("method", [fq.search_formats, fq.search_bits])
+METHODS = pytest.mark.parametrize(
+    "method",
+    [fq.search_formats, pytest.param(fq.search_bits, marks=pytest.mark.slow)],
+)
 
 
 @METHODS

@@ -270,6 +270,7 @@ def test_damping_pulls_weights_to_their_grids(digits):
     assert distances[1] < 0.7 * distances[0]
 
 
+@pytest.mark.slow
 def test_damping_is_no_part_of_the_traces(digits):
     traces, weights = [], []
     for damping in (None, lambda step: 0.3):

@@ -159,7 +159,9 @@ def test_full_choice_leaves_everything(family):
     assert supernets.subnetwork_sites(net, net.full) == net.sites
 
 
-@pytest.mark.parametrize("family", ["resnet_cifar", "vit_cifar"])
+@pytest.mark.parametrize(
+    "family", ["resnet_cifar", pytest.param("vit_cifar", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "per_channel", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
