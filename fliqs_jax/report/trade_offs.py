@@ -16,6 +16,9 @@ from fliqs_jax.report import style
 from fliqs_jax.report.words import COST_NAMES
 
 _SYMBOL, _SPACING = 6.0, 7.5  # points: width of a symbol, and to the one beside it
+# Where a note may stand: an end of the bar, and the way from there in points.
+_PLACES = ((0, (0, -11)), (2, (0, 11)), (0, (-17, 0)), (0, (17, 0)))
+_ROOM = 18.0  # points to the next bar that are enough
 _COLOURS = (
     style.ORANGE, style.BLUE, style.GREEN, style.PURPLE, style.INK, style.MUTED,
 )  # fmt: skip
@@ -78,15 +81,18 @@ def draw_trade_offs(
     axes.set_xscale("log")
     _accuracy_scale(axes, points)
     symbols = _symbols()
+    drawn = []
     for name, own in series.items():
         if name in levels:
             _draw_level(axes, own)
         else:
             shift = _SPACING * _slot(name, budgeted)
             _draw_series(figure, axes, own, next(symbols), shift=shift)
+            drawn += [(point, shift) for point in own]
     shown = [point for point in points if point.series not in levels] or points
     means = [statistics.mean(point.costs) for point in shown]
     axes.set_xlim(min(means) / 1.4, max(means) * 1.4)
+    _write_notes(figure, axes, drawn)
     _budget_lines(axes, sorted({p.budget for p in shown if p.budget is not None}))
     style.cost_ticks(axes)
     style.dress(
@@ -162,10 +168,37 @@ def _draw_series(figure, axes, own: list[TradeOff], look, *, shift: float) -> No
         **look, label=own[0].series, markersize=_SYMBOL, elinewidth=1.0, capsize=2.5,
         transform=axes.transData + moved, zorder=3,
     )  # fmt: skip
-    for point, cost, accuracy in zip(own, costs, accuracies, strict=True):
-        # Below its bar, clear of the symbols that stand beside it.
-        low = accuracy - 100 * _deviation(point.accuracies)
-        style.note(axes, point.note, (cost, low), (0, -6), ha="center", va="top")
+
+
+def _write_notes(figure, axes, drawn: Sequence[tuple[TradeOff, float]]) -> None:
+    """Writes each point's note at an end of its bar, clear of the other bars."""
+    scale = figure.dpi / 72  # pixels in a point
+
+    def pixels(end, shift):
+        return axes.transData.transform(end) + scale * np.asarray(shift)
+
+    bars = [(_bar(point), (shift, 0.0)) for point, shift in drawn]
+    for (point, _), (bar, _) in zip(drawn, bars, strict=True):
+        taken = [
+            pixels(end, shift)
+            for other, shift in bars
+            if other is not bar
+            for end in other
+        ]
+        rooms = []
+        for end, shift in _PLACES:
+            middle = pixels(bar[end], shift)
+            room = min((np.hypot(*(middle - at)) for at in taken), default=np.inf)
+            rooms.append(min(room, scale * _ROOM))
+        end, shift = _PLACES[int(np.argmax(rooms))]
+        style.note(axes, point.note, bar[end], shift, ha="center", va="center")
+
+
+def _bar(point: TradeOff) -> list[tuple[float, float]]:
+    """Returns lower end, middle and upper end of a point's bar, in the data's units."""
+    cost, mean = statistics.mean(point.costs), statistics.mean(point.accuracies)
+    spread = _deviation(point.accuracies)
+    return [(cost, 100 * (mean + sign * spread)) for sign in (-1, 0, 1)]
 
 
 def _draw_level(axes, own: list[TradeOff]) -> None:

@@ -101,3 +101,23 @@ def test_what_cannot_be_drawn_is_refused():
         draw([])
     with pytest.raises(ValueError, match="got 2 and 1"):
         TradeOff(series="a", costs=(0.1, 0.2), accuracies=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("other", "where"),
+    [(0.5, "below"), (0.715, "above")],
+    ids=["far", "where it would stand"],
+)
+def test_notes_keep_clear_of_other_symbols(other, where):
+    points = [
+        point("uniform", 0.14, 0.73, note="int3"),
+        point("random", 0.14, other),
+        point("wide", 0.28, 0.9),
+    ]
+    figure, axes = draw(points)
+    (note,) = [text for text in axes.texts if text.get_text() == "int3"]
+    figure.canvas.draw()
+    box = note.get_window_extent()
+    marks = axes.transData.transform([(0.14, 73), (0.14, 100 * other)])
+    assert not any(box.contains(*mark) for mark in marks)
+    assert (box.y1 < marks[0][1]) == (where == "below")
