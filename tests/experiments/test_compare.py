@@ -216,6 +216,7 @@ def test_a_folder_holds_one_comparison(tmp_path, monkeypatch, capsys):
             compare.run()
 
     compared("--steps=10", "--seeds=0")
+    (tmp_path / "c" / "float-seed0.log").touch()
     compared("--steps=10", "--seeds=0,1", "--qbitopt", "--jobs=2", "--keep=1")
     with pytest.raises(ValueError, match='flags.steps: "--steps=10" there'):
         compared("--steps=20", "--seeds=0")

@@ -19,6 +19,7 @@ from experiments import (
     fliqnas,
     fliqs,
     learning_compression,
+    program,
     qbitopt,
     sensitivity,
     simq_nas,

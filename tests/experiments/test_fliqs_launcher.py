@@ -265,6 +265,7 @@ def test_diverging_run_stops_names_the_step_and_keeps_its_checkpoint(tmp_path):
 OTHER_FORMS = [form for form in fliqs.FORMS if form != "default"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", OTHER_FORMS)
 def test_every_other_form_searches_to_its_end(form, tmp_path):
     short = ("--steps=20", "--evaluate_every=0", f"--form={form}")

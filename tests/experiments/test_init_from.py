@@ -1,6 +1,7 @@
 """Float training, then a fine-tuning search from its weights, as a user runs them."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -37,8 +38,9 @@ class Started(Exception):
 def first_state(monkeypatch, tmp_path):
     """Returns a function that launches with flags up to step 0 and gives the state."""
 
-    def run_job(searcher, dataset, job, **_):
+    def run_job(searcher, dataset, job, *, workdir, **_):
         images = dataset.train.images[:1]
+        pathlib.Path(workdir, "metrics.jsonl").touch()
         raise Started(searcher.init(jax.random.key(job.seed), images))
 
     monkeypatch.setattr(search_run, "run_job", run_job)

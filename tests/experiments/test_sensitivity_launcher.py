@@ -106,6 +106,7 @@ def test_no_other_budgets_where_none_are_wanted(finished, tmp_path):
     assert not (tmp_path / "trade_off").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_of_the_trade_off_is_found_again_as_a_target(finished, tmp_path):
     row = summary_of(finished)["trade_off"][1]
     target = row["cost"] / summary_of(finished)["cost_of_reference"] + 1e-9
@@ -141,6 +142,7 @@ def test_interrupted_run_measures_only_what_is_missing(
     assert summary_of(tmp_path)["steps"] == 0  # none of its own
 
 
+@pytest.mark.slow
 def test_fisher_and_greedy_end_within_the_budget(finished, tmp_path):
     launch(
         sensitivity,

@@ -15,7 +15,7 @@ from launcher_contract import LauncherContract
 from launching import launch
 
 import fliqs_jax as fq
-from experiments import evaluate, simq_nas
+from experiments import evaluate, program, simq_nas
 from fliqs_jax.runs import supernet_training
 from fliqs_jax.searchers.joint.subnetwork_evaluation import PopulationEvaluator
 

@@ -152,7 +152,13 @@ def test_single_format_is_refused():
         gaussian_clip_factors(parse_format("int4"))
 
 
-@pytest.mark.parametrize("draw", ["normal", "laplace", "outlier"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        "outlier",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("normal", "laplace")),
+    ],
+)
 def test_a_wide_format_reaches_beyond_the_samples(draw):
     rng = np.random.default_rng(1)
     x = (rng.laplace if draw == "laplace" else rng.normal)(size=400_000)

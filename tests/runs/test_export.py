@@ -194,7 +194,9 @@ def quantized_after_training(names, *, observer="minmax", symmetric=True):
     return dataclasses.replace(net, params=params, formats=formats, static=True)
 
 
-@pytest.mark.parametrize("observer", ["minmax", "mse"])
+@pytest.mark.parametrize(
+    "observer", ["minmax", pytest.param("mse", marks=pytest.mark.slow)]
+)
 def test_files_of_a_network_quantized_after_training(observer, tmp_path):
     names = ["int4", "e2m1", "int8", "fp32"]
     net = quantized_after_training(names, observer=observer)

@@ -12,7 +12,7 @@ from experiments import common, program
 from fliqs_jax.data import batches, evaluation_batches, load_dataset
 from fliqs_jax.train import mapping, processes
 from fliqs_jax.train.checkpoints import Checkpoints
-from fliqs_jax.train.workdir import open_workdir
+from fliqs_jax.train.workdir import open_workdir, write_json
 
 FLAGS = flags.FLAGS
 common.define_workdir_flags()
@@ -108,6 +108,7 @@ def check_errors() -> None:
     folder = pathlib.Path(FLAGS.workdir) / "run"
     with open_workdir(folder, {"seed": 0}):
         assert (folder / "config.json").exists()
+        processes.on_main(lambda: write_json(folder / "summary.json", {}))
 
     def open_as_another_run():
         with open_workdir(folder, {"seed": 1}):

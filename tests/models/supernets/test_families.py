@@ -18,6 +18,11 @@ from fliqs_jax.models import supernets
 from fliqs_jax.training_mode import training_keywords
 
 FAMILIES = [*SMALL, "own"]
+SLOW = ("resnet_imagenet", "mobilenet_v2_cifar")
+QUICK_FIRST = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in FAMILIES
+]
 
 
 def runner(model, transform=lambda params: params):
@@ -102,7 +107,7 @@ def assert_masked_is_extracted(net, choices, dtype, tolerance):
     assert masked._cache_size() == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", QUICK_FIRST)
 def test_masked_network_is_the_extracted_one(family):
     net = small_supernet(family)
     assert_masked_is_extracted(net, [random_choice(net, 0)], np.float32, 1e-3)
@@ -208,6 +213,7 @@ def test_quantized_with_the_scales_of_the_small_network(family, per_channel):
     np.testing.assert_allclose(seen.absmax[np.array(rows)], expected.absmax, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_population_by_vmap_is_a_loop():
     net = small_supernet("vit_cifar")
     variables, images = random_variables(net), random_images(net)

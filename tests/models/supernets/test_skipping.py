@@ -31,7 +31,16 @@ def forward(net, variables, images):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-@pytest.mark.parametrize("family", [*SMALL, "own"])
+SLOW = ("resnet_imagenet", "mobilenet_v2_cifar")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in (*SMALL, "own")
+    ],
+)
 def test_network_without_its_dead_layers_is_the_masked_one(family):
     net = small_supernet(family)
     variables, images = random_variables(net), random_images(net)

@@ -65,6 +65,7 @@ def scorer():
     return CellScorer(model, NASBENCH201, dataset, batch_size=16)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_cell_alone(scorer):
     """They come from the network of the cell: nothing else has weights in them."""
     choice = NASBENCH201.choice(6111)
