@@ -89,7 +89,14 @@ def compiled_before(tmp_path_factory):
     configure(before)
 
 
-@pytest.fixture(scope="module", params=SEARCHES)
+# FLIQNAS is FLIQS but for what it decides, and compiles longest.
+FAST = [
+    pytest.param(name, marks=pytest.mark.slow if name == "fliqnas" else ())
+    for name in SEARCHES
+]
+
+
+@pytest.fixture(scope="module", params=FAST)
 def whole(request, digits, tmp_path_factory, compiled_before):
     workdir = tmp_path_factory.mktemp(request.param) / "whole"
     return run(SEARCHES[request.param], digits, workdir)

@@ -99,6 +99,7 @@ def test_other_budgets_have_policies_that_are_worth_what_is_said(finished, capsy
     assert rows[0]["policy"] in text
 
 
+@pytest.mark.slow
 def test_no_other_budgets_where_none_are_wanted(finished, tmp_path):
     start = f"--init_from={finished}/float"
     launch(sensitivity, *SMALL, start, f"--workdir={tmp_path}", "--trade_off=0")

@@ -124,7 +124,13 @@ DRAWS = {
 }
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize(
+    "draw",
+    [
+        pytest.param("normal", marks=pytest.mark.slow),
+        *[x for x in DRAWS if x != "normal"],
+    ],
+)
 def test_blocks_of_any_size_rule_no_best_edge_out(draw, monkeypatch):
     random = np.random.default_rng(0)
     monkeypatch.setattr(exact_kmeans, "_SMALLEST_BLOCK", 1)

@@ -115,7 +115,9 @@ def test_dead_decisions_are_zero_and_their_duplicates_recognised(method):
     assert not result.vectors[result.vectors[:, 0] == 0].any()
 
 
-@pytest.mark.parametrize("method", ["linas", "nsga2"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("linas", marks=pytest.mark.slow), "nsga2"]
+)
 def test_search_keeps_to_limits_and_finds_cheaper_points_within_them(method):
     """The mean over seeds of the least cost at a quality, with a limit and without."""
     limit, least, within = -16.0, {}, {}
