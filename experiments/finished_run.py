@@ -52,8 +52,9 @@ def dataset(*, split: str = "test") -> Dataset:
             f"{owner} was made from Python, so how its images were split is not"
             f" recorded: use --split=test, got {split}"
         )
-    height, width, _ = config["network"]["image_shape"]
-    given = {"image_size": height if height == width else None, **given}
+    shape = _made().get("image_shape")  # flags tell the size where there is none
+    if shape and shape[0] == shape[1]:
+        given = {"image_size": shape[0], **given}
     names = ("image_size", "validation_fraction")
     try:
         found = fq.load_dataset(
