@@ -15,6 +15,10 @@ from jaxtyping import PyTree
 from fliqs_jax.checks import check_at_least, check_one_of
 from fliqs_jax.train.mapping import MAPPINGS, Step, scan_steps, shard_batch
 
+# Calls that may be on their way at once. XLA lets 32 wait for a device of the CPU; the
+# next one then blocks a thread that the all-reduce of several devices may need.
+_CALLS_AHEAD = 16
+
 
 @runtime_checkable  # the tests check annotations while running
 class Source(Protocol):
@@ -100,6 +104,8 @@ class Dispatcher:
                 state, metrics = self._one(state, batch)
                 metrics = jax.tree.map(lambda leaf: leaf[None], metrics)
             collected.append(metrics)
+            if len(collected) >= _CALLS_AHEAD:
+                jax.block_until_ready(collected[-_CALLS_AHEAD])
             at += taken
         collected = jax.device_get(collected)
         metrics = {

@@ -45,6 +45,9 @@ def test_notebook_runs_again(path, tmp_path, monkeypatch):
         if "FLIQS_TEST_DATA" not in os.environ:
             pytest.skip("needs CIFAR-10: set FLIQS_TEST_DATA")
         monkeypatch.setenv("TFDS_DATA_DIR", f"{os.environ['FLIQS_TEST_DATA']}/tfds")
+    # As a user runs it, not on the simulated devices of the other tests.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}

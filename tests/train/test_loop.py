@@ -1,5 +1,6 @@
 """Stretches of steps between events, compilations counted, NaN named by its step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,16 @@ def test_steps_per_call_changes_nothing_but_the_calls(source):
     state, metrics = many(start(), source, 0, 8)
     np.testing.assert_array_equal(metrics["loss"], one[1]["loss"])
     assert int(state["step"]) == 8
+
+
+def test_the_host_is_a_few_calls_ahead_of_the_devices_and_no_more(source, monkeypatch):
+    losses = Dispatcher(step, mapping.make_mesh())(start(), source, 0, 40)[1]["loss"]
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    Dispatcher(step, mapping.make_mesh())(start(), source, 0, 40)
+    seen = [float(metrics["loss"][0]) for metrics in waited]
+    assert 0 < 40 - len(seen) < 32  # XLA's queue of each CPU device
+    np.testing.assert_array_equal(seen, losses[: len(seen)])
 
 
 def test_nan_loss_stops_and_names_its_step(source):
