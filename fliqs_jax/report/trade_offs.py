@@ -179,6 +179,8 @@ def _write_notes(figure, axes, drawn: Sequence[tuple[TradeOff, float]]) -> None:
 
     bars = [(_bar(point), (shift, 0.0)) for point, shift in drawn]
     for (point, _), (bar, _) in zip(drawn, bars, strict=True):
+        if not point.note:
+            continue
         taken = [
             pixels(end, shift)
             for other, shift in bars

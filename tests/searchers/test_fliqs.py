@@ -74,7 +74,6 @@ def test_fixed_policy_trains_alike_on_one_device_and_on_eight(digits):
     np.testing.assert_allclose(*results, rtol=0.02)
 
 
-@pytest.mark.slow
 def test_published_form_updates_each_step_and_its_baseline_in_warm_up(digits):
     search = fliqs_search(digits, recipe(published), judge_every=1)
     state, logits, metrics = run(search, digits, mapping.make_mesh(), 8)

@@ -4,6 +4,7 @@ import flax
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fliqs_jax.models.supernets import Decision, SuperNetwork, create_supernet
 
@@ -88,6 +89,19 @@ SMALL = {
         mlp_dims=(4, 8, 16),
     ),
 }
+
+
+# Of every family one, a user's own included; those that compile longest run by --slow.
+FAMILIES = [*SMALL, "own"]
+QUICK_FAMILIES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.slow
+        if name in ("resnet_imagenet", "mobilenet_v2_cifar")
+        else (),
+    )
+    for name in FAMILIES
+]
 
 
 def small_supernet(name: str, **overrides) -> SuperNetwork:

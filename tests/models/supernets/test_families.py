@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_supernets import (
-    SMALL,
+    FAMILIES,
+    QUICK_FAMILIES,
     random_choice,
     random_images,
     random_variables,
@@ -16,13 +17,6 @@ from small_supernets import (
 import fliqs_jax as fq
 from fliqs_jax.models import supernets
 from fliqs_jax.training_mode import training_keywords
-
-FAMILIES = [*SMALL, "own"]
-SLOW = ("resnet_imagenet", "mobilenet_v2_cifar")
-QUICK_FIRST = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
-    for name in FAMILIES
-]
 
 
 def runner(model, transform=lambda params: params):
@@ -107,7 +101,7 @@ def assert_masked_is_extracted(net, choices, dtype, tolerance):
     assert masked._cache_size() == 1
 
 
-@pytest.mark.parametrize("family", QUICK_FIRST)
+@pytest.mark.parametrize("family", QUICK_FAMILIES)
 def test_masked_network_is_the_extracted_one(family):
     net = small_supernet(family)
     assert_masked_is_extracted(net, [random_choice(net, 0)], np.float32, 1e-3)

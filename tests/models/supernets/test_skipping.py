@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_supernets import (
-    SMALL,
+    QUICK_FAMILIES,
     random_choice,
     random_images,
     random_variables,
@@ -31,16 +31,7 @@ def forward(net, variables, images):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-SLOW = ("resnet_imagenet", "mobilenet_v2_cifar")
-
-
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
-        for name in (*SMALL, "own")
-    ],
-)
+@pytest.mark.parametrize("family", QUICK_FAMILIES)
 def test_network_without_its_dead_layers_is_the_masked_one(family):
     net = small_supernet(family)
     variables, images = random_variables(net), random_images(net)
